@@ -1,0 +1,45 @@
+# make run    serve the built-in demo on http://127.0.0.1:8000
+# make test   run every test, installing what they need
+# make lint   formatting, lint, types
+
+PYTHON ?= python3
+UV_VERSION := 0.13.8
+BIN := .venv/bin
+UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
+ARGS ?=
+
+.PHONY: run test lint lock parts
+
+run: .venv/core
+	@exec $(BIN)/penstock serve $(ARGS)
+
+test: .venv/dev parts
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: .venv/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	git ls-files -co --exclude-standard "*.py" | xargs $(BIN)/flake8-async --disable ASYNC910,ASYNC911,ASYNC912,ASYNC913
+	$(BIN)/mypy
+
+# The real parts that tests drive and PyPI does not have: Node, Chromium, npm packages.
+parts:
+	sh tests/install_parts.sh
+
+# Renews both locks from pyproject.toml; they hold for every Python and platform, and name no index.
+lock: $(BIN)/uv
+	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --no-emit-index-url pyproject.toml -o requirements/core.txt
+	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --no-emit-index-url pyproject.toml --group dev -c requirements/core.txt -o requirements/dev.txt
+
+$(BIN)/uv:
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+
+.venv/core: requirements/core.txt pyproject.toml | $(BIN)/uv
+	$(UV) --require-hashes -r requirements/core.txt
+	$(UV) --no-deps -e .
+	@touch $@
+
+.venv/dev: requirements/dev.txt .venv/core
+	$(UV) --require-hashes -r requirements/dev.txt
+	@touch $@

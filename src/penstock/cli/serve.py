@@ -1,0 +1,90 @@
+"""`penstock serve`: a producer, an app round it, and our server."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Callable
+
+import trio
+from penstock.limits import Limits
+from penstock.server import serve_until_signalled
+from penstock.turns.turn import Producer
+from penstock.web.quart import chat_app
+from penstock.wire.versions import parse_sdk_version
+
+
+def load_producer(name: str | None, upstream: str | None, model: str | None) -> Producer:
+    """Find the producer that the command line names: `module:function`, a relay, or the built-in model.
+
+    Raises:
+        ValueError: with a sentence that says what to type instead.
+    """
+    if upstream is not None and model is not None:
+        from penstock.relay.upstream import relay
+
+        key = os.environ.get("PENSTOCK_UPSTREAM_API_KEY") or os.environ.get("OPENAI_API_KEY")
+        return relay(upstream, model, api_key=key)
+    if name is None:
+        from penstock.demo.model import answer
+
+        return answer
+    module_name, _, attribute = name.partition(":")
+    if not module_name or not attribute:
+        raise ValueError("name the producer as MODULE:FUNCTION, for example chat:answer")
+    sys.path.insert(0, os.getcwd())
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as exc:
+        if exc.name is None or not (module_name + ".").startswith(exc.name + "."):
+            raise  # the module is there; something that it imports is not
+        raise ValueError(f"there is no module {module_name} here") from exc
+    producer = getattr(module, attribute, None)
+    if producer is None:
+        raise ValueError(f"the module {module_name} has no {attribute}")
+    if not inspect.iscoroutinefunction(producer) or len(inspect.signature(producer).parameters) != 1:
+        raise ValueError(f"{name} must be `async def {attribute}(turn)`")
+    return producer  # type: ignore[no-any-return]
+
+
+def run_server(
+    answer: Producer,
+    *,
+    journal: str,
+    sdk_version: str,
+    host: str,
+    port: int,
+    http2: bool,
+    certfile: str | None,
+    keyfile: str | None,
+    limits: Limits,
+    say: Callable[[str], None],
+) -> None:
+    """Serve until a signal, then drain.
+
+    Raises:
+        ValueError: if the journal's URL is not understood.
+        OSError: if the address can't be had.
+    """
+    app = chat_app(answer, journal=journal, sdk_version=parse_sdk_version(sdk_version), limits=limits)
+
+    async def run() -> None:
+        async with trio.open_nursery() as nursery:
+            binds = await nursery.start(
+                lambda task_status: serve_until_signalled(
+                    app,
+                    host=host,
+                    port=port,
+                    http2=http2,
+                    certfile=certfile,
+                    keyfile=keyfile,
+                    limits=limits.server,
+                    task_status=task_status,
+                )
+            )
+            for bind in binds:
+                say(f"penstock is listening on {bind}  (chat at /, API at /api/chat, Ctrl-C ends it)")
+
+    trio.run(run)

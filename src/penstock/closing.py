@@ -1,0 +1,56 @@
+"""Why connections close: one table for WebSocket codes, SSE `closing` events and metric labels.
+
+WebSocket codes follow RFC 6455 section 7.4 where it has one for the case; 4000 to 4999 are private use and ours.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import NamedTuple
+
+
+class _Row(NamedTuple):
+    code: int
+    """The WebSocket close code."""
+    reconnect: bool
+    """Whether the client gains anything by coming back."""
+
+
+class CloseReason(Enum):
+    """Why a connection closed. The value is its name on the wire and in metrics."""
+
+    finished = "finished"
+    """The stream was written to its end."""
+    client_gone = "client_gone"
+    """The client closed, half-closed or reset its side."""
+    write_stalled = "write_stalled"
+    """The client took no bytes for `write_stall_s`."""
+    slow_consumer = "slow_consumer"
+    """The client took bytes, but too slowly for what it must be told."""
+    drain = "drain"
+    """The server is going away; another one, or the next one, has the turn."""
+    failed = "failed"
+    """Whoever fed the connection raised an error."""
+    cancelled = "cancelled"
+    """The scope round the connection was cancelled."""
+
+    @property
+    def code(self) -> int:
+        """The WebSocket close code for this reason."""
+        return _TABLE[self].code
+
+    @property
+    def reconnect(self) -> bool:
+        """Whether a client does well to reconnect after this reason."""
+        return _TABLE[self].reconnect
+
+
+_TABLE = {
+    CloseReason.finished: _Row(1000, reconnect=False),
+    CloseReason.client_gone: _Row(1001, reconnect=False),
+    CloseReason.write_stalled: _Row(4408, reconnect=True),
+    CloseReason.slow_consumer: _Row(4429, reconnect=True),
+    CloseReason.drain: _Row(1001, reconnect=True),
+    CloseReason.failed: _Row(1011, reconnect=True),
+    CloseReason.cancelled: _Row(1012, reconnect=True),
+}

@@ -1,0 +1,251 @@
+"""One client's stream, as a nursery.
+
+    open_connection ── nursery
+        ├── the block under `async with`: the producer. It sends frames into a memory channel of explicit capacity.
+        ├── writer      takes everything that waits in the channel and makes ONE transport write of it.
+        ├── keepalive   a timer: asks for a comment when nothing was written for `keepalive_s`, and gives up on a
+        │               client that takes nothing of one write for `write_stall_s`.
+        └── watcher     sleeps until the client has gone.
+
+The first cause to close wins and stays: `CloseReason`. It cancels the nursery, and with it the producer, so whoever
+feeds a connection needs no code for disconnects. Leaving the block normally drains the channel, writes the stream's
+end and closes as `finished`. Leaving it by an exception cuts the stream: a client takes a polite end for success.
+
+On-close callbacks run in the block's own task, before the nursery waits for its writer, so a write that is stuck can't
+hold them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
+
+import msgspec
+
+import trio
+from penstock.closing import CloseReason
+from penstock.connections.callbacks import Callback, OnClose, Registration
+from penstock.connections.transport import Transport
+from penstock.errors import ConnectionClosedError, ConnectionFullError
+from penstock.limits import ConnectionLimits
+from penstock.metrics import Metrics, NopMetrics
+from penstock.wire.chunks import AnyChunk
+from penstock.wire.codec import encode
+from penstock.wire.sse import DONE, chunk_frame, comment
+
+OPENING = comment("stream-start")
+KEEPALIVE = comment("keepalive")
+
+
+class ConnectionStatistics(msgspec.Struct, frozen=True):
+    """What a connection has done, and what waits in it now."""
+
+    frames: int
+    writes: int
+    bytes_written: int
+    keepalives: int
+    waiting_frames: int
+    waiting_bytes: int
+
+
+class Connection:
+    """A client's stream. Made by `open_connection`."""
+
+    def __init__(self, transport: Transport, limits: ConnectionLimits, metrics: Metrics) -> None:
+        self._transport = transport
+        self._limits = limits
+        self._metrics = metrics
+        self._callbacks = OnClose(limits.callback_s, metrics)
+        self._frames_send, self._frames_receive = trio.open_memory_channel[bytes](limits.frames)
+        self._room = trio.lowlevel.ParkingLot()
+        self._scope = trio.CancelScope()
+        self._closed = trio.Event()
+        self._drained = False
+        self._write_began: float | None = None
+        self._last_write = trio.current_time()
+        self._waiting_bytes = 0
+        self._frames = self._writes = self._bytes = self._keepalives = 0
+        self.close_reason: CloseReason | None = None
+        """Why the connection closed: the first cause. None while it is open."""
+
+    def __repr__(self) -> str:
+        state = "open" if self.close_reason is None else self.close_reason.value
+        return f"<Connection {state} waiting_bytes={self._waiting_bytes}>"
+
+    async def send(self, chunk: AnyChunk) -> None:
+        """Encode a chunk and queue it, waiting for room. Cancelled, it has queued nothing.
+
+        Raises:
+            ConnectionClosedError: if the connection is closed; always with the first reason.
+            LocalProtocolError: if the chunk has no JSON form.
+        """
+        await self.send_frame(chunk_frame(encode(chunk)))
+
+    def send_nowait(self, chunk: AnyChunk) -> None:
+        """Like `send`, but raises `ConnectionFullError` where that would wait."""
+        self.send_frame_nowait(chunk_frame(encode(chunk)))
+
+    async def send_frame(self, frame: bytes) -> None:
+        """Like `send`, for bytes that are framed already: one event or many."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        while True:
+            try:
+                return self.send_frame_nowait(frame)
+            except ConnectionFullError:
+                await self._room.park()
+
+    def send_frame_nowait(self, frame: bytes) -> None:
+        """Like `send_frame`, but raises `ConnectionFullError` where that would wait."""
+        if self.close_reason is not None:
+            raise ConnectionClosedError(self.close_reason)
+        # A frame larger than the whole allowance passes alone.
+        if self._waiting_bytes and self._waiting_bytes + len(frame) > self._limits.queue_bytes:
+            raise ConnectionFullError("the client is behind")
+        try:
+            self._frames_send.send_nowait(frame)
+        except trio.WouldBlock:
+            raise ConnectionFullError("the client is behind") from None
+        except trio.ClosedResourceError:
+            raise ConnectionClosedError(CloseReason.finished) from None
+        self._waiting_bytes += len(frame)
+        self._frames += 1
+
+    def on_close(self, callback: Callback) -> Registration:
+        """Have `callback(reason)` run once when the connection closes; the result can unregister it.
+
+        Raises:
+            ConnectionClosedError: if the callbacks have run.
+        """
+        return self._callbacks.register(callback)
+
+    async def aclose(self) -> None:
+        """Write what waits, then `[DONE]` and the end of the response. Nothing can be sent any more. Idempotent.
+
+        After `drain_s` the stream is cut instead. Cancelled, it is still closing.
+        """
+        self._frames_send.close()
+        with trio.move_on_after(self._limits.drain_s):
+            await self._closed.wait()
+        self.close(CloseReason.write_stalled)
+
+    def close(self, reason: CloseReason) -> None:
+        """Cut the stream and cancel the producer, unless the connection is closed: the first reason stays."""
+        if self.close_reason is None:
+            if reason is not CloseReason.finished:
+                self._transport.abort()
+                self._scope.cancel(f"the connection closed: {reason.value}")
+            self.close_reason = reason
+            self._closed.set()
+            self._room.unpark_all()
+            self._metrics.count("connections_closed", reason=reason.value)
+
+    def statistics(self) -> ConnectionStatistics:
+        """Count what was done and what waits."""
+        return ConnectionStatistics(
+            frames=self._frames,
+            writes=self._writes,
+            bytes_written=self._bytes,
+            keepalives=self._keepalives,
+            waiting_frames=self._frames_send.statistics().current_buffer_used,
+            waiting_bytes=self._waiting_bytes,
+        )
+
+    async def _write(self) -> None:
+        """The writer task: nothing else touches the sending side of the transport."""
+        try:
+            await self._timed(self._transport.start())
+            await self._write_once(OPENING)
+            with self._frames_receive as frames:
+                async for frame in frames:
+                    waiting = [frame]
+                    try:
+                        while True:
+                            waiting.append(frames.receive_nowait())
+                    except (trio.WouldBlock, trio.EndOfChannel):
+                        pass
+                    data = b"".join(waiting)
+                    await self._write_once(data)
+                    self._waiting_bytes -= len(data)
+                    self._room.unpark_all()
+            await self._write_once(DONE)
+            self._drained = True
+            await self._timed(self._transport.finish())
+        except OSError:
+            self.close(CloseReason.client_gone)
+        self.close(CloseReason.finished)
+
+    async def _write_once(self, data: bytes) -> None:
+        await self._timed(self._transport.write(data))
+        self._writes += 1
+        self._bytes += len(data)
+
+    async def _timed(self, write: Awaitable[None]) -> None:
+        self._write_began = trio.current_time()
+        await write
+        self._write_began = None
+        self._last_write = trio.current_time()
+
+    async def _keep_alive(self) -> None:
+        """The keepalive task: one timer for the quiet stream and for the stalled one."""
+        keepalive_s, stall_s = self._limits.keepalive_s, self._limits.write_stall_s
+        while True:
+            now = trio.current_time()
+            if self._write_began is not None:
+                due = self._write_began + stall_s
+                if due <= now:
+                    return self.close(CloseReason.write_stalled)
+            else:
+                due = self._last_write + keepalive_s
+                if due <= now:
+                    try:
+                        self.send_frame_nowait(KEEPALIVE)
+                        self._keepalives += 1
+                    except (ConnectionFullError, ConnectionClosedError):
+                        pass  # then something is about to be written, or nothing ever again
+                    due = now + keepalive_s
+            # A write that begins or ends while this task sleeps is seen before what it makes due.
+            await trio.sleep_until(min(due, now + stall_s, now + keepalive_s))
+
+    async def _watch(self) -> None:
+        """The watcher task. That a client leaves after the whole stream was written is not news."""
+        await self._transport.wait_disconnected()
+        if not self._drained:
+            self.close(CloseReason.client_gone)
+
+
+@asynccontextmanager
+async def open_connection(
+    transport: Transport, *, limits: ConnectionLimits = ConnectionLimits(), metrics: Metrics = NopMetrics()
+) -> AsyncIterator[Connection]:
+    """Stream to one client; the block is the producer.
+
+    The block is cancelled when the connection closes other than by `aclose`. That cancellation ends at this context
+    manager, and `close_reason` tells what happened.
+
+    Raises:
+        Exception: what the block raised, after the stream was cut.
+    """
+    connection = Connection(transport, limits, metrics)
+    failure: Exception | None = None
+    metrics.gauge("connections_open", 1)
+    try:
+        async with trio.open_nursery() as nursery:
+            connection._scope = nursery.cancel_scope
+            nursery.start_soon(connection._write)
+            nursery.start_soon(connection._keep_alive)
+            nursery.start_soon(connection._watch)
+            try:
+                yield connection
+                await connection.aclose()
+            except Exception as exc:
+                failure = exc
+                connection.close(CloseReason.failed)
+            finally:
+                connection.close(CloseReason.cancelled)
+                nursery.cancel_scope.cancel("the connection is closed")
+                with trio.move_on_after(connection._callbacks.longest_s, shield=True):
+                    await connection._callbacks.run(connection.close_reason or CloseReason.cancelled)
+    finally:
+        metrics.gauge("connections_open", -1)
+    if failure is not None:
+        raise failure

@@ -1,0 +1,140 @@
+"""The live tail: one turn's entries in this process, the only thing that its followers read.
+
+The owner's tail is written by the turn's runner, chunk by chunk; the tail of a turn that ended earlier is filled from
+the store and sealed at once. Followers can't tell the difference: replay and live are one read path.
+
+`append` and `seal` are plain functions. A follower is woken through the parking lot, and reads on its own turn of the
+scheduler all that was appended by then: that is where batches come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import msgspec
+import trio
+from penstock.errors import StoreUnavailableError, TurnSealedError
+from penstock.journal.position import Position
+from penstock.journal.store import TurnRecord, TurnState
+from penstock.journal.subscription import Subscription
+from penstock.wire.chunks import AnyChunk
+from penstock.wire.sse import chunk_frame
+
+
+class Entry(msgspec.Struct, gc=False):
+    """A chunk in the journal: its offset, the chunk, and its JSON, encoded once for all who follow.
+
+    A turn may hold a hundred thousand of these and none is ever part of a cycle, so the collector never looks at them.
+    """
+
+    offset: int
+    chunk: AnyChunk
+    json: bytes
+    id_prefix: bytes
+    """The turn's and epoch's part of the position, shared by all entries of a tail."""
+    _frame: bytes | None = None
+
+    @property
+    def frame(self) -> bytes:
+        """The entry as one server-sent event, with its position as the id; made once and shared."""
+        frame = self._frame
+        if frame is None:
+            frame = self._frame = chunk_frame(self.json, b"%b%d" % (self.id_prefix, self.offset))
+        return frame
+
+
+class LiveTail:
+    """A turn's entries here. Offsets are list indexes."""
+
+    def __init__(self, record: TurnRecord) -> None:
+        self.record = record
+        self.entries: list[Entry] = []
+        self.bytes = 0
+        self.stored = 0
+        """How many of the entries the store has."""
+        self.stored_bytes = 0
+        self.state = TurnState.running
+        self.ended = False
+        """Whether no entry will be added any more."""
+        self.followers = 0
+        self.followers_changed: Callable[[], None] | None = None
+        """Called when a follower comes or goes; the runner's orphan clock hangs on it."""
+        self._broken: str | None = None
+        self._id_prefix = f"{record.turn_id}.{record.epoch}-".encode("ascii")
+        self._news = trio.lowlevel.ParkingLot()
+        self._stored_news = trio.lowlevel.ParkingLot()
+
+    def __repr__(self) -> str:
+        return f"<LiveTail {self.record.turn_id} {self.state.value} entries={len(self.entries)} followers={self.followers}>"
+
+    @property
+    def position(self) -> Position | None:
+        """The last entry's position, None while there is none."""
+        if not self.entries:
+            return None
+        return Position(self.record.turn_id, self.record.epoch, len(self.entries) - 1)
+
+    def append(self, chunk: AnyChunk, json: bytes) -> None:
+        """Add a chunk and wake the followers.
+
+        Raises:
+            TurnSealedError: if the turn has ended.
+        """
+        if self.ended:
+            raise TurnSealedError("the turn has ended")
+        self.entries.append(Entry(len(self.entries), chunk, json, self._id_prefix))
+        self.bytes += len(json)
+        if self._news:
+            self._news.unpark_all()
+
+    def seal(self, state: TurnState, last: Sequence[tuple[AnyChunk, bytes]]) -> None:
+        """Add the last entries and end the tail, in one step for all followers."""
+        for chunk, json in last:
+            self.append(chunk, json)
+        self.state = state
+        self.ended = True
+        self._news.unpark_all()
+        self._stored_news.unpark_all()
+
+    def break_off(self, why: str) -> None:
+        """End the tail without an outcome: the store can't say how the turn ended. Followers are cut."""
+        self._broken = why
+        self.ended = True
+        self._news.unpark_all()
+        self._stored_news.unpark_all()
+
+    def subscribe(self, after: int = -1) -> Subscription:
+        """Return a cursor on what follows offset `after`. Use it as a context manager."""
+        return Subscription(self, after)
+
+    async def wait_news(self) -> None:
+        """Sleep until something is appended or the tail ends. May wake without news.
+
+        Raises:
+            StoreUnavailableError: if the tail was broken off.
+        """
+        if self._broken is not None:
+            raise StoreUnavailableError(self._broken)
+        await self._news.park()
+
+    def mark_stored(self, entries: int) -> None:
+        """Note that the store has the first `entries`, and wake who waits for that."""
+        if entries > self.stored:
+            self.stored_bytes += sum(len(entry.json) for entry in self.entries[self.stored : entries])
+            self.stored = entries
+        self._stored_news.unpark_all()
+
+    async def wait_stored(self) -> None:
+        """Sleep until the store has more, or the tail ends. May wake without news."""
+        if not self.ended:
+            await self._stored_news.park()
+
+    async def wait_ended(self) -> TurnState:
+        """Sleep until the turn has ended, and return its outcome.
+
+        Raises:
+            StoreUnavailableError: if the tail was broken off.
+        """
+        while not self.state.ended:
+            await self.wait_news()
+        return self.state

@@ -1,0 +1,158 @@
+"""Every default number: the unit is in the name, the reason beside it.
+
+Groups are frozen structs, so that an app can pass its own: `Limits(write_stall_s=5)`.
+"""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+
+
+class WireLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """What is accepted from outside, before anything is understood of it."""
+
+    json_bytes: int = 1 << 20
+    """One JSON document, 1 MiB: a chat history of some 150,000 words."""
+    json_depth: int = 64
+    """Nesting of one JSON document. Tool schemas stay below 20; a parser bomb needs thousands."""
+    json_containers: int = 100_000
+    """Arrays and objects of one JSON document. A map of 80,000 points fits; 350,000 of `[]` cost 250 ms and 30 MB."""
+    chunk_bytes: int = 256 << 10
+    """One encoded chunk, 256 KiB. Larger tool outputs belong behind a URL."""
+    sse_line_bytes: int = 1 << 20
+    """One line of an event stream. Upstreams send whole tool inputs in one line."""
+    sse_event_bytes: int = 4 << 20
+    """All `data` of one event."""
+    message_parts: int = 1_000
+    """Parts of one message in a request. Real ones have fewer than a hundred."""
+    messages: int = 2_000
+    """Messages of one request."""
+
+
+class ServerLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """What the server holds for its clients, and for how long."""
+
+    connections: int = 10_000
+    """Open sockets. At about 25 kB each, 250 MB. Over it: 503 with Retry-After."""
+    retry_after_s: int = 5
+    """What that 503 tells the client to wait."""
+    head_s: float = 10.0
+    """From a request's first byte to the end of its head. nginx: client_header_timeout 60; a browser needs < 1."""
+    body_s: float = 30.0
+    """From the end of a request's head to the end of its body."""
+    head_bytes: int = 16 << 10
+    """A request's head. node.js: 16 KiB, nginx: 4 x 8 KiB."""
+    keep_alive_s: float = 15.0
+    """An idle connection between two requests. A browser's preconnect is used within seconds or never."""
+    paused_bytes: int = 64 << 10
+    """Bytes a client may send ahead while its response still runs (pipelining); over it the socket is not read."""
+    unread_bytes: int = 64 << 10
+    """Body or WebSocket messages that wait for the app's `receive`; over it the socket is not read."""
+    websocket_message_bytes: int = 256 << 10
+    """One WebSocket message. Over it the connection is closed with 1009."""
+    write_stall_s: float = 30.0
+    """One write of which the peer takes nothing. Also TCP_USER_TIMEOUT on every accepted socket."""
+    linger_s: float = 2.0
+    """After an answer that ends the connection early, what the client still sends is read and dropped for so long:
+    closing on unread bytes resets the socket, and the reset can overtake the answer (RFC 9112 section 9.6)."""
+    drain_s: float = 10.0
+    """From SIGTERM until what still streams is reset. Kubernetes kills after 30."""
+    abort_s: float = 0.5
+    """From that reset until the apps that go on are cancelled."""
+    app_start_s: float = 60.0
+    """The app's lifespan startup: opening a store, replaying a journal."""
+    app_stop_s: float = 5.0
+    """The app's lifespan shutdown."""
+    backlog: int = 1_024
+    """Connections the kernel holds for us before accept."""
+
+
+class ConnectionLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """What one connection holds, and how long it waits for its client."""
+
+    frames: int = 256
+    """Capacity of the channel from producer to writer, in frames."""
+    keepalive_s: float = 15.0
+    """Idle time before a comment is written. ALB and nginx cut at 60 s, some phones' carriers at 30."""
+    write_stall_s: float = 30.0
+    """One write that does not end. A phone in a tunnel comes back within seconds, or with a new connection."""
+    callback_s: float = 2.0
+    """One on-close callback. It is cancelled then, and counted."""
+    queue_bytes: int = 256 << 10
+    """Bytes that may wait in that channel before `send` waits and `send_nowait` refuses."""
+    drain_s: float = 30.0
+    """From `aclose` until what waits is written; as long as one stalled write."""
+
+
+class TurnLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """What one turn may use."""
+
+    store_lag_entries: int = 1_024
+    """Entries that the store may be behind before the producer waits."""
+    store_lag_bytes: int = 1 << 20
+    """Bytes that the store may be behind before the producer waits."""
+    turn_bytes: int = 32 << 20
+    """All chunks of one turn, encoded. A book is 1 MiB; over it the turn fails."""
+    batch_entries: int = 512
+    """Entries that a subscription hands out at once: a page of replay, some 50 KiB."""
+    seal_s: float = 5.0
+    """Ending a turn while everything round it is being cancelled."""
+    orphan_grace_s: float = math.inf
+    """From the last follower's leaving to the cancellation of the producer. Infinite: it runs to its end."""
+    stop_grace_s: float = 5.0
+    """From a stop to the forced end, for a producer that doesn't end by itself."""
+    yield_entries: int = 64
+    """Writes in a row without a scheduler pass: a burst must not hold the others, and a pass costs about 20 us."""
+
+
+class HubLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """What one hub holds."""
+
+    begin_s: float = 5.0
+    """Asking the store to begin a turn. It is not cancelled halfway, so it must end by itself."""
+    flush_retry_s: float = 0.5
+    """From a failed flush to the next try. Producers wait meanwhile, once they are `store_lag_*` ahead."""
+    running_turns: int = 5_000
+    """Turns that run at once in this process. Over it: 503."""
+    kept_turns: int = 10_000
+    """Ended turns that the memory journal keeps; the oldest go first."""
+    kept_bytes: int = 256 << 20
+    """Bytes of ended turns that the memory journal keeps."""
+    kept_chats: int = 20_000
+    """Chats whose messages the memory journal keeps; more than turns can run at once."""
+
+
+class RelayLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """What a model upstream may take."""
+
+    connect_s: float = 10.0
+    """Resolving the name, the TCP connection and TLS, each."""
+    silence_s: float = 90.0
+    """No byte at all, before the answer or within it. A large local model reads a long prompt for a minute."""
+    trailer_s: float = 5.0
+    """No byte after the finish reason, where usage and the end marker may come or not. The answer is whole by then."""
+    eof_s: float = 0.05
+    """After the end marker, for the end of the body: only then can the connection be used again."""
+    answer_bytes: int = 128 << 20
+    """One streamed answer: 128,000 tokens, one an event, at up to 1 kB of JSON around each."""
+    refusal_bytes: int = 2 << 10
+    """What is read, for the log, of a body that comes with an error status."""
+    refusal_s: float = 2.0
+    """How long that may take."""
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """All of them."""
+
+    wire: WireLimits = WireLimits()
+    server: ServerLimits = ServerLimits()
+    connection: ConnectionLimits = ConnectionLimits()
+    turn: TurnLimits = TurnLimits()
+    hub: HubLimits = HubLimits()
+    relay: RelayLimits = RelayLimits()
+
+
+WIRE = WireLimits()
+"""The defaults of the sans-I/O floor, which takes no configuration from above."""

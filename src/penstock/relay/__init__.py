@@ -1,0 +1,1 @@
+"""The relay: other people's models, read as they stream and written into a turn."""

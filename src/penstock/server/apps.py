@@ -1,0 +1,180 @@
+"""The ASGI app's side of a request: what it is told, what it says, and the task it runs in.
+
+Hypercorn starts the app of each request and WebSocket through a "task group"; ours gives the app
+
+- an inbox that is bounded in bytes and in which the disconnect can't be stuck behind unread ones;
+- a `send` that raises once the client has left. Hypercorn's own returns, so an app that only writes writes for ever;
+- the extensions `penstock.server`, and on HTTP/1 `penstock.stream`.
+
+What an app raises is logged here, and its unfinished response cut. An app that only notices with `ClientGoneError` that
+its client left has done nothing wrong: that is not logged.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any, Protocol
+
+import trio
+from penstock.errors import ClientGoneError
+from penstock.limits import ServerLimits
+from penstock.metrics import Metrics
+from penstock.server.log import indented_traceback, logger, one_line, summary
+
+ASGIApp = Callable[[Any, Any, Any], Awaitable[None]]
+"""An ASGI 3 application: `await app(scope, receive, send)`."""
+
+Message = dict[str, Any]
+
+
+class Client(Protocol):
+    """The client of an app, as far as this file needs to know it."""
+
+    deadline: float
+    """When the client's present task, such as sending its body, must be done; by Trio's clock."""
+
+    def abort(self) -> None:
+        """Reset the client's socket at once."""
+
+
+class Inbox:
+    """What an app has been told and has not yet received: messages, then the disconnect, which stays the last."""
+
+    def __init__(self, disconnect: Message, *, unread_bytes: int) -> None:
+        self.ended = False
+        self._disconnect = disconnect
+        self._unread_bytes = unread_bytes
+        self._messages: deque[tuple[Message, int]] = deque()
+        self._bytes = 0
+        self._changed = trio.Event()
+
+    async def put(self, message: Message, client: Client) -> None:
+        """Tell the app. Waits while more than `unread_bytes` are unread, until the client's deadline at most."""
+        if message["type"] == self._disconnect["type"]:
+            self.end(message)
+            return
+        if self._bytes > self._unread_bytes:
+            with trio.CancelScope(deadline=client.deadline):
+                while self._bytes > self._unread_bytes and not self.ended:
+                    await self._changed.wait()
+        if not self.ended:
+            size = len(message.get("body") or message.get("bytes") or message.get("text") or b"") + 1
+            self._messages.append((message, size))
+            self._bytes += size
+            self._notify()
+
+    def end(self, disconnect: Message | None = None) -> None:
+        """Tell the app that its client has left, or has the whole answer. Only the first call counts."""
+        if not self.ended:
+            self.ended = True
+            self._disconnect = disconnect or self._disconnect
+            self._notify()
+
+    async def receive(self) -> Message:
+        """Return the next message; after the disconnect, the disconnect again. Cancelling it loses nothing."""
+        await trio.lowlevel.checkpoint()
+        while not self._messages:
+            if self.ended:
+                return self._disconnect
+            await self._changed.wait()
+        message, size = self._messages.popleft()
+        self._bytes -= size
+        self._notify()
+        return message
+
+    def _notify(self) -> None:
+        changed, self._changed = self._changed, trio.Event()
+        changed.set()
+
+
+class AppTasks:
+    """Runs the apps of one client in that client's nursery. This is what Hypercorn calls a task group.
+
+    Hypercorn's own gives each app a channel of ten messages: an app that does not read blocks the reader, and with it
+    the news that the client left (`test_a_body_nobody_reads_does_not_hide_the_disconnect`).
+    """
+
+    def __init__(
+        self,
+        nursery: trio.Nursery,
+        client: Client,
+        *,
+        going_away: Message,
+        limits: ServerLimits,
+        metrics: Metrics,
+    ) -> None:
+        self._nursery = nursery
+        self._client = client
+        self._going_away = going_away
+        self._limits = limits
+        self._metrics = metrics
+        self._inboxes: set[Inbox] = set()
+
+    async def spawn_app(
+        self,
+        app: ASGIApp,
+        _config: object,
+        scope: Any,
+        send: Callable[[Any], Awaitable[None]],
+    ) -> Callable[[Any], Awaitable[None]]:
+        """Start the app and return how to tell it something. Does not wait."""
+        if scope["type"] == "websocket":
+            disconnect: Message = {"type": "websocket.disconnect", "code": 1006}
+        else:
+            disconnect = {"type": "http.disconnect"}
+        inbox = Inbox(disconnect, unread_bytes=self._limits.unread_bytes)
+
+        def abort() -> None:
+            # The same socket may already carry another request, which is none of this app's business.
+            if not inbox.ended:
+                self._client.abort()
+
+        scope["extensions"]["penstock.server"] = self._going_away
+        if scope["http_version"] in {"1.0", "1.1"}:
+            scope["extensions"]["penstock.stream"] = {"abort": abort}
+        self._inboxes.add(inbox)
+        self._metrics.count("server_requests", type=scope["type"])
+        self._nursery.start_soon(self._run, app, scope, inbox, send)
+        return partial(inbox.put, client=self._client)
+
+    def spawn(self, function: Callable[..., Awaitable[object]], *args: object) -> None:
+        """Start a task of the protocol's own."""
+        self._nursery.start_soon(function, *args)
+
+    def end_all(self) -> None:
+        """Tell every app of this client that it has left. Synchronous."""
+        for inbox in self._inboxes:
+            inbox.end()
+
+    async def _run(
+        self, app: ASGIApp, scope: Message, inbox: Inbox, send: Callable[[Any], Awaitable[None]]
+    ) -> None:
+        async def send_or_raise(message: Message) -> None:
+            if inbox.ended and message["type"] != "websocket.close":
+                # The checkpoint is for an app that swallows the error and tries again, for ever.
+                await trio.lowlevel.checkpoint()
+                raise ClientGoneError("the client has left, or has the whole response")
+            await send(message)
+
+        try:
+            await app(scope, inbox.receive, send_or_raise)
+        except* ClientGoneError:
+            logger.debug("the app of %s stopped because its client had left", one_line(scope["path"]))
+        except* Exception as error:
+            self._metrics.count("server_app_errors")
+            path = one_line(scope["path"])
+            logger.error("the app failed at %s: %s\n%s", path, summary(error), indented_traceback(error))
+        finally:
+            self._inboxes.discard(inbox)
+        # Not reached when cancelled: then the client's socket is being closed under all of this.
+        await send(None)
+
+
+def log_lost_client(error: BaseException) -> None:
+    """Log what a client did to its own connection: one line, and the traceback for those who want it."""
+    logger.warning("a connection was closed: %s", summary(error))
+    if logger.isEnabledFor(logging.DEBUG):
+        logger.debug("its traceback:\n%s", indented_traceback(error))

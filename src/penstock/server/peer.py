@@ -1,0 +1,320 @@
+"""One client's socket: who reads it, who writes it, until when, and how it is closed.
+
+Tasks: `run` reads; each request's app has one (`apps.py`); a flusher lives only while the socket is full.
+
+- **Write.** `send` first tries the socket itself, without waiting. What does not fit is kept, and the flusher writes it,
+  in order, in the peer's own nursery: so a `send` can be cancelled at any time (its bytes are written all the same),
+  nothing is shielded, and the flusher's deadline `write_stall_s` is the only one that a full socket needs.
+- **Read.** One cancel scope round each wait for bytes has the deadline of the moment: idle, head, body, linger. The
+  protocols move `deadline`; there is no timer task. `kick` wakes the reader for work that no bytes announce.
+- **Close.** `close`, `hang_up` and `abort` are synchronous. Hypercorn closes with awaits in the app's own task, which an
+  app that is cancelled by its own disconnect (Quart-Trio) never finishes (`test_quart_trio_connections_close`).
+- **Guard.** An exception in one connection is logged and counted, and closes that connection. In Hypercorn 0.18 it ends
+  the process (`test_server_hostile.py`).
+
+Hypercorn's `trio.TCPServer` is what this file replaces; nothing of it was left to inherit.
+"""
+
+from __future__ import annotations
+
+import ssl
+from dataclasses import dataclass, field
+from math import inf
+from typing import Any
+
+from hypercorn.config import Config
+from hypercorn.events import Closed, Event, RawData, Updated
+from hypercorn.protocol.h11 import H2ProtocolAssumedError
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import ConnectionState
+
+import trio
+from penstock.errors import ClientGoneError
+from penstock.limits import ServerLimits
+from penstock.metrics import Metrics
+from penstock.server.apps import AppTasks, ASGIApp, log_lost_client
+from penstock.server.drain import Drain
+from penstock.server.http1 import Http1
+from penstock.server.http2 import Http2
+from penstock.server.tcp import TcpStream
+
+_READ_BYTES = 64 << 10
+_TLS_WRITE_BYTES = 64 << 10
+_SENDS_PER_CHECKPOINT = 32
+"""Writes in a row without a scheduler pass: an app that writes to a fast client must not hold the others."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Service:
+    """What all peers of one server share."""
+
+    app: ASGIApp
+    limits: ServerLimits
+    metrics: Metrics
+    drain: Drain
+    config: Config
+    state: dict[str, Any]
+    http2: bool
+    tls: ssl.SSLContext | None
+    context: WorkerContext = field(default_factory=lambda: WorkerContext(None))
+
+
+class Peer:
+    """One client's socket, from accept to close."""
+
+    def __init__(self, service: Service, tcp: TcpStream, address: tuple[str, int] | None) -> None:
+        self.service = service
+        self.limits = service.limits
+        self.address = address
+        self.apps: AppTasks
+        self.closing = False
+        self._tcp = tcp
+        self._tls: trio.SSLStream[TcpStream] | None = None
+        self._protocol: Http1 | Http2 | None = None
+        self._nursery: trio.Nursery
+        self._deadline = inf
+        self._wait: trio.CancelScope | None = None
+        self._kicked = False
+        self._backlog = bytearray()
+        self._flushed = trio.Event()
+        self._linger = False
+        self._sends = 0
+
+    @property
+    def gone(self) -> bool:
+        """Whether the socket is closed, by whichever side."""
+        return self._tcp.closed
+
+    @property
+    def deadline(self) -> float:
+        """When the reader gives up waiting for bytes and asks the protocol what to do; by Trio's clock."""
+        return self._deadline
+
+    @deadline.setter
+    def deadline(self, deadline: float) -> None:
+        self._deadline = deadline
+        if self._wait is not None:
+            self._wait.deadline = deadline
+
+    async def run(self) -> None:
+        """Serve this client until it has left, or was sent away, and its apps have ended. Raises only Cancelled."""
+        self.service.metrics.gauge("server_connections", 1)
+        try:
+            async with trio.open_nursery() as self._nursery:
+                self.apps = AppTasks(
+                    self._nursery,
+                    self,
+                    going_away=self.service.drain.extension,
+                    limits=self.limits,
+                    metrics=self.service.metrics,
+                )
+                try:
+                    if not self.gone and await self._start():
+                        await self._read()
+                except ClientGoneError:
+                    pass  # It left while it was answered: its apps are told below, as ever.
+                self.hang_up()
+                if self._protocol is not None:
+                    await self._protocol.handle(Closed())
+        except* (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
+            pass  # The client left while something was written to it.
+        except* Exception as error:
+            self.service.metrics.count("server_connection_errors")
+            log_lost_client(error)
+        finally:
+            self.hang_up()
+            self.service.metrics.gauge("server_connections", -1)
+            self.service.drain.discard(self)
+
+    # Reading
+
+    async def _start(self) -> bool:
+        http2 = False
+        if self.service.tls is not None:
+            self._tls = trio.SSLStream(self._tcp, self.service.tls, server_side=True, https_compatible=True)
+            with trio.move_on_after(self.limits.head_s) as handshake:
+                try:
+                    await self._tls.do_handshake()
+                except (trio.BrokenResourceError, trio.ClosedResourceError):
+                    return False
+            if handshake.cancelled_caught:
+                self.service.metrics.count("server_timeouts", phase="handshake")
+                return False
+            http2 = self._tls.selected_alpn_protocol() == "h2"
+        await self._speak(Http2 if http2 else Http1)
+        return True
+
+    async def _speak(self, protocol: type[Http1 | Http2]) -> None:
+        local = self._tcp.local_address()
+        self._protocol = protocol(
+            self, ConnectionState(self.service.state), local[:2] if isinstance(local, tuple) else None
+        )
+        self.deadline = trio.current_time() + self.limits.keep_alive_s
+        await self._protocol.initiate()
+
+    async def _read(self) -> None:
+        stream: trio.abc.Stream = self._tls or self._tcp
+        while not self.gone:
+            data = None if self._kicked else await self._receive(stream)
+            if data is None:
+                if not await self._wake():
+                    return
+            elif not data:
+                return
+            elif not self.closing:
+                await self._handle(data)
+
+    async def _receive(self, stream: trio.abc.Stream) -> bytes | None:
+        """Return bytes; empty when the client has left; None at a kick or at the deadline."""
+        assert self._protocol is not None
+        with trio.CancelScope(deadline=self._deadline) as self._wait:
+            try:
+                if self._protocol.full and not self.closing:
+                    await trio.sleep_forever()
+                return bytes(await stream.receive_some(_READ_BYTES))
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                return b""
+        return None
+
+    async def _wake(self) -> bool:
+        """Do what no bytes announce, and return whether to read on."""
+        assert self._protocol is not None
+        if self._kicked:
+            self._kicked = False
+            if not self.closing:
+                await self._protocol.resume()
+        elif self.closing:
+            return False  # It has had its time to hear our last words.
+        else:
+            await self._protocol.time_out()
+        return True
+
+    async def _handle(self, data: bytes) -> None:
+        assert self._protocol is not None
+        try:
+            await self._protocol.handle(RawData(data))
+        except H2ProtocolAssumedError as error:
+            await self._speak(Http2)
+            await self._protocol.handle(RawData(error.data))
+
+    def kick(self) -> None:
+        """Let the reader call the protocol's `resume`, soon and in the reader's own task."""
+        self._kicked = True
+        if self._wait is not None:
+            self._wait.cancel()
+
+    # Writing
+
+    async def send(self, event: Event) -> None:
+        """Do what a Hypercorn protocol asks for: write, close, or note that it is idle.
+
+        Returns when the bytes are in the kernel's hands. Cancellation: they are written all the same.
+
+        Raises:
+            ClientGoneError: the socket is closed. It may also have been closed with these bytes undelivered.
+        """
+        if isinstance(event, RawData):
+            await self.write(event.data)
+        elif isinstance(event, Closed):
+            self.close(linger=True)
+        elif isinstance(event, Updated):
+            idle_s = self.limits.keep_alive_s if event.idle else inf
+            self.deadline = trio.current_time() + idle_s
+            if event.idle and self.service.drain.draining.is_set():
+                self.close(linger=True)
+
+    async def write(self, data: bytes) -> None:
+        """Write bytes; see `send`."""
+        if self.closing or self.gone:
+            await trio.lowlevel.checkpoint()
+            raise ClientGoneError("the connection is closed")
+        sent = 0
+        if not self._backlog:
+            if self._tls is None:
+                try:
+                    sent = self._tcp.send_nowait(data)
+                except OSError as error:
+                    self.hang_up()
+                    raise ClientGoneError("the client has left") from error
+                if sent == len(data):
+                    self._sends += 1
+                    if self._sends >= _SENDS_PER_CHECKPOINT:
+                        self._sends = 0
+                        await trio.lowlevel.checkpoint()
+                    return
+            self._flushed = trio.Event()
+            self._nursery.start_soon(self._flush)
+        self._backlog += memoryview(data)[sent:]
+        await self._flushed.wait()
+        if self.gone:
+            raise ClientGoneError("the client has left, or took nothing for too long")
+
+    async def _flush(self) -> None:
+        while self._backlog:
+            with trio.move_on_after(self.limits.write_stall_s) as patience:
+                try:
+                    await self._flush_some()
+                except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
+                    self.hang_up()
+            if patience.cancelled_caught:
+                self.service.metrics.count("server_write_stalls")
+                self.abort()
+        self._flushed.set()
+        if self.closing:
+            self._finish_closing()
+
+    async def _flush_some(self) -> None:
+        if self._tls is not None:
+            piece = bytes(self._backlog[:_TLS_WRITE_BYTES])
+            await self._tls.send_all(piece)
+            del self._backlog[: len(piece)]
+        else:
+            await self._tcp.wait_send_all_might_not_block()
+            del self._backlog[: self._tcp.send_nowait(self._backlog)]
+
+    # Closing
+
+    def close(self, *, linger: bool) -> None:
+        """Close once all is written; with `linger`, read and drop for `linger_s` what the client still sends."""
+        if not self.closing:
+            self.closing = True
+            self._linger = linger
+            if not self._backlog:
+                self._finish_closing()
+
+    def _finish_closing(self) -> None:
+        if self._linger and not self.gone:
+            self._tcp.end()
+            self.deadline = trio.current_time() + self.limits.linger_s
+            self.kick()
+        else:
+            self.hang_up()
+
+    def hang_up(self) -> None:
+        """Close the socket at once, drop what is not yet written, and tell the apps. Idempotent."""
+        self._tcp.close()
+        self._let_go()
+
+    def abort(self) -> None:
+        """Reset the socket at once, drop what is not delivered, and tell the apps. Idempotent."""
+        self._tcp.abort()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        self._backlog.clear()
+        self._flushed.set()
+        self.kick()
+        if self._protocol is not None:
+            self.apps.end_all()
+
+    def go_away(self) -> None:
+        """Begin to end: at once when no request is being answered or sent, else after its answer."""
+        if self._protocol is None:
+            self.hang_up()
+        elif self._protocol.idle:
+            self._protocol.go_away()
+
+
+def address_of(address: object) -> tuple[str, int] | None:
+    """Return host and port of a peer's address; None for one that has none, as a Unix socket's."""
+    return address[:2] if isinstance(address, tuple) else None

@@ -1,0 +1,64 @@
+"""Carries what the live tails hold to the store: one task for all turns of a hub.
+
+One `append` is under way at a time, with everything that came meanwhile, so batches grow by themselves exactly when
+the store is slow. Nobody waits for it but a producer that is `store_lag_*` ahead of the store.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import trio
+from penstock.errors import StoreUnavailableError, TurnSealedError
+from penstock.journal.live import LiveTail
+from penstock.journal.store import Batch, Store
+from penstock.limits import HubLimits
+from penstock.metrics import Metrics
+
+logger = logging.getLogger("penstock.journal")
+
+
+class Flusher:
+    """The way from tails to the store. `run` is its task; `mark` is called with every chunk, so it is cheap."""
+
+    def __init__(self, store: Store, limits: HubLimits, metrics: Metrics) -> None:
+        self._store = store
+        self._limits = limits
+        self._metrics = metrics
+        self._dirty: dict[LiveTail, None] = {}
+        self._wake = trio.lowlevel.ParkingLot()
+
+    def mark(self, tail: LiveTail) -> None:
+        """Note that a tail has entries which the store lacks."""
+        self._dirty[tail] = None
+        if self._wake:
+            self._wake.unpark_all()
+
+    async def run(self) -> None:
+        """Flush until cancelled. Entries of an append that was cancelled halfway may or may not be stored."""
+        while True:
+            if not self._dirty:
+                await self._wake.park()
+            tails = [tail for tail in self._dirty if not tail.ended]
+            self._dirty.clear()
+            ends = [len(tail.entries) for tail in tails]
+            try:
+                await self._store.append(
+                    [
+                        Batch(tail.record, tail.stored, [entry.json for entry in tail.entries[tail.stored :]])
+                        for tail in tails
+                    ]
+                )
+            except TurnSealedError:
+                # Whatever could be stored is. A turn that was refused has ended; its runner learns it at the seal.
+                pass
+            except StoreUnavailableError as exc:
+                logger.warning("the journal's store is unavailable: %s", exc)
+                self._metrics.count("journal_flush_failed")
+                self._dirty.update(dict.fromkeys(tails))
+                await trio.sleep(self._limits.flush_retry_s)
+                continue
+            for tail, end in zip(tails, ends, strict=True):
+                tail.mark_stored(end)
+            # A store that answers at once must not keep this task from letting the others run.
+            await trio.lowlevel.checkpoint()

@@ -1,0 +1,104 @@
+"""Reads one ASGI request into what a route needs, or refuses it with a status and one human sentence.
+
+The AI SDK shows an error response's body as it is, so the body is that sentence, as text, and never holds the
+client's own bytes.
+"""
+
+from __future__ import annotations
+
+from urllib.parse import parse_qs
+
+from penstock.connections.transport import Receive, Scope, Send
+from penstock.errors import LimitExceededError, PenstockError, RemoteProtocolError
+from penstock.limits import WireLimits
+from penstock.wire.versions import SdkVersion, parse_sdk_version
+
+
+class HttpError(PenstockError):
+    """Ends a request: a status, one sentence, and headers."""
+
+    def __init__(self, status: int, sentence: str, *headers: tuple[bytes, bytes]) -> None:
+        super().__init__(sentence)
+        self.status = status
+        self.sentence = sentence
+        self.headers = headers
+
+
+class ClientGoneError(PenstockError):
+    """The client left before its request was read. Nobody is there to answer."""
+
+
+def header(scope: Scope, name: bytes) -> str | None:
+    """Return a header's value, None if it is absent.
+
+    Raises:
+        HttpError: if it is there twice: then proxies and we may understand different things.
+    """
+    values = [value for key, value in scope["headers"] if key == name]
+    if len(values) > 1:
+        raise HttpError(400, f"The header {name.decode()} is there more than once.")
+    return values[0].decode("latin-1") if values else None
+
+
+def sdk_version(scope: Scope, default: SdkVersion) -> SdkVersion:
+    """Return the version of `ai` that the client says it is: `?sdk=` or `x-penstock-sdk`, else the app's.
+
+    Raises:
+        RemoteProtocolError: if it says something else.
+    """
+    query = parse_qs(scope["query_string"].decode("latin-1"), max_num_fields=100)
+    said = query.get("sdk", [None])[-1] or header(scope, b"x-penstock-sdk")
+    return default if said is None else parse_sdk_version(said)
+
+
+async def read_json_body(scope: Scope, receive: Receive, limits: WireLimits) -> bytes:
+    """Read a body that must be JSON, by its own word and within `json_bytes`. It is not decoded.
+
+    Raises:
+        HttpError: 415 for another content type or a content encoding.
+        LimitExceededError: 413, as soon as it is known.
+        ClientGoneError: if the client left.
+    """
+    content_type = (header(scope, b"content-type") or "").partition(";")[0].strip().lower()
+    if content_type != "application/json":
+        raise HttpError(415, "The request must be JSON: content-type application/json.")
+    if (header(scope, b"content-encoding") or "identity").strip().lower() != "identity":
+        raise HttpError(415, "The request must not be compressed.")
+    length = header(scope, b"content-length")
+    if length is not None and (not length.isdigit() or int(length) > limits.json_bytes):
+        raise _too_large(limits)
+    body = bytearray()
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGoneError
+        body += message.get("body", b"")
+        if len(body) > limits.json_bytes:
+            raise _too_large(limits)
+        if not message.get("more_body", False):
+            return bytes(body)
+
+
+def _too_large(limits: WireLimits) -> LimitExceededError:
+    return LimitExceededError(f"The request is larger than {limits.json_bytes:,} bytes.")
+
+
+async def answer_error(send: Send, error: HttpError | RemoteProtocolError) -> None:
+    """Answer with a status and one sentence."""
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+    if isinstance(error, HttpError):
+        headers = error.headers
+    body = str(error).encode()
+    await send(
+        {
+            "type": "http.response.start",
+            "status": error.status,
+            "headers": [
+                (b"content-type", b"text/plain; charset=utf-8"),
+                (b"content-length", b"%d" % len(body)),
+                (b"cache-control", b"no-store"),
+                *headers,
+            ],
+        }
+    )
+    await send({"type": "http.response.body", "body": body, "more_body": False})

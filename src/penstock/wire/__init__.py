@@ -1,0 +1,1 @@
+"""The wire: chunks, messages, their JSON, their framing and their grammar. Sans-I/O: nothing here imports Trio."""

@@ -1,0 +1,48 @@
+// Drives the playground as a person would, in a real Chromium, and prints what the person sees as one JSON line.
+// usage: node page.mjs URL CHROMIUM [SCREENSHOT.png]
+import { chromium } from "playwright-core";
+
+const [url, executablePath, screenshot] = process.argv.slice(2);
+const browser = await chromium.launch({
+  executablePath,
+  args: [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+  ],
+});
+try {
+  const page = await browser.newPage({ viewport: { width: 1200, height: 760 } });
+  page.setDefaultTimeout(15_000);
+  const problems = [];
+  page.on("console", (message) => message.type() === "error" && problems.push(message.text()));
+  page.on("pageerror", (error) => problems.push(String(error)));
+  await page.goto(url);
+
+  const answers = [];
+  const status = page.locator("#status");
+  const ask = async (text, how) => {
+    await how();
+    const answer = page.locator(".message.assistant").nth(answers.length);
+    await answer.waitFor();
+    await page.waitForFunction(() => document.getElementById("status").dataset.state !== "streaming");
+    answers.push({ text, answer: await answer.locator(".body").innerText(), status: await status.innerText() });
+  };
+  const type = (text) => ask(text, async () => { await page.fill("#text", text); await page.keyboard.press("Enter"); });
+  const press = (text) => ask(text, () => page.getByRole("button", { name: text, exact: true }).click());
+
+  await type("Hello, my name is Ada.");
+  await type("<img src=x onerror=alert(1)>");
+  for (const command of ["/reason", "/tool", "/steps", "/sources", "/file", "/data", "/error"]) await press(command);
+  const events = await page.locator("#events div").allInnerTexts();
+  if (screenshot) {
+    await page.reload();
+    answers.length = 0;
+    await type("Hello! I feel a bit lost with all this streaming.");
+    await press("/tool");
+    await page.waitForTimeout(100);
+    await page.screenshot({ path: screenshot });
+  }
+  console.log(JSON.stringify({ answers, events, problems }));
+} finally {
+  await browser.close();
+}

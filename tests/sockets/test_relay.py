@@ -1,0 +1,514 @@
+"""The relay: a model's answer over HTTP, whole and in order, or an error that says so.
+
+One upstream is a published mock of hosted models' APIs, run as a process. The others are scripts on a raw socket, which
+do what no well-behaved server does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import socket
+import struct
+import subprocess
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx2
+import pytest
+import trio
+from penstock.wire.assembly import assemble
+
+from penstock import TurnState, open_hub
+from penstock.errors import (
+    UpstreamError,
+    UpstreamSilentError,
+    UpstreamStatusError,
+    UpstreamTruncatedError,
+)
+from penstock.limits import Limits, RelayLimits
+from penstock.relay.openai import ANSWER_TOO_LONG, BUSY, NOT_UNDERSTOOD, TOO_LONG
+from penstock.relay.upstream import completions_url, environment_api_key, open_upstream, relay
+from penstock.testing import user_message
+from penstock.turns.turn import Producer, Turn
+from penstock.wire.chunks import AnyChunk, Error, Finish, TextDelta
+from penstock.wire.messages import UIMessage, message_from
+
+TESTS = Path(__file__).parent.parent
+MOCK = TESTS / "upstream" / "node_modules" / "@copilotkit" / "aimock" / "dist" / "cli.js"
+PLAIN = "Die naïve Forelle 🐟 schwamm stromauf,\n\nand that is all."
+
+
+class Ended(NamedTuple):
+    """A turn that has ended."""
+
+    state: TurnState
+    chunks: list[AnyChunk]
+    error: UpstreamError | None
+
+    @property
+    def message(self) -> UIMessage:
+        """The message that the chunks make."""
+        return message_from(assemble(self.chunks, ""))
+
+
+async def run_turn(producer: Producer, *messages: UIMessage) -> Ended:
+    """Run one turn in a hub of its own."""
+    raised: list[UpstreamError] = []
+
+    async def answer(turn: Turn) -> None:
+        try:
+            await producer(turn)
+        except UpstreamError as exc:
+            raised.append(exc)
+            raise
+
+    async with open_hub() as hub:
+        turn = await hub.start_turn("chat", answer, messages or [user_message("Hello")])
+        chunks: list[AnyChunk] = []
+        with turn.follow() as subscription:
+            try:
+                while True:
+                    chunks += [entry.chunk for entry in await subscription.next_batch(100)]
+            except trio.EndOfChannel:
+                pass
+        return Ended(await turn.wait_ended(), chunks, raised[0] if raised else None)
+
+
+@pytest.fixture(scope="module")
+def mock_url() -> Iterator[str]:
+    """Run the published mock and return its API's base URL."""
+    node = shutil.which("node")
+    if node is None or not MOCK.exists():
+        why = "node or the npm package @copilotkit/aimock is not installed (make parts)"
+        if "CI" in os.environ:
+            pytest.fail(why)
+        pytest.skip(why)
+    command = [node, str(MOCK), "--port", "0", "--chunk-size", "3", "--fixtures", "answers.json"]
+    with subprocess.Popen(command, cwd=TESTS / "upstream", stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                if found := re.search(r"listening on (http://\S+)", line):
+                    yield f"{found[1]}/v1"
+                    break
+            else:
+                pytest.fail("the mock ended before it listened")
+        finally:
+            process.terminate()
+
+
+async def test_a_relayed_turn_has_all_text_in_order(mock_url: str) -> None:
+    """Text, the reason of the end, what it cost, and which model it was."""
+    turn = await run_turn(relay(mock_url, "gpt-4.1"), user_message("plain"))
+    assert turn.state is TurnState.finished
+    assert turn.message.text == PLAIN
+    assert len([chunk for chunk in turn.chunks if isinstance(chunk, TextDelta)]) > 10
+    assert turn.chunks[-1] == Finish(finish_reason="stop")
+    assert turn.message.metadata["model"] == "gpt-4.1"
+    usage = turn.message.metadata["usage"]
+    assert 0 < usage["outputTokens"] < usage["totalTokens"]
+
+
+async def test_reasoning_comes_before_the_text(mock_url: str) -> None:
+    """As a part of its own."""
+    turn = await run_turn(relay(mock_url, "o3-mini"), user_message("think"))
+    parts = [(part["type"], part.get("text")) for part in turn.message.parts]
+    assert parts == [
+        ("step-start", None),
+        ("reasoning", "Twice six is twelve, and thirty more."),
+        ("text", "It is 42."),
+    ]
+
+
+async def test_tool_calls_and_their_outputs_make_the_round(mock_url: str) -> None:
+    """The model asks for tools; with their outputs in the history it answers. The mock knows the call's id again."""
+    question = user_message("tools")
+    turn = await run_turn(relay(mock_url, "gpt-4.1"), question)
+    assert turn.chunks[-1] == Finish(finish_reason="tool-calls")
+    calls = [part for part in turn.message.parts if part["type"].startswith("tool-")]
+    assert [(call["type"], call["toolCallId"], call["input"]) for call in calls] == [
+        ("tool-get_weather", "call_weather", {"city": "Zürich"}),
+        ("tool-get_time", "call_time", {"zone": "CET"}),
+    ]
+    for call in calls:
+        call.update(state="output-available", output={"ok": True})
+    again = await run_turn(relay(mock_url, "gpt-4.1"), question, turn.message)
+    assert again.message.text == "It rains, and it is noon."
+
+
+async def test_a_refusal_is_an_error_without_its_body(mock_url: str) -> None:
+    """The user learns that the model is busy, and nothing else of what the upstream said."""
+    turn = await run_turn(relay(mock_url, "gpt-4.1"), user_message("busy"))
+    assert turn.state is TurnState.failed
+    assert turn.chunks[-1] == Error(error_text=BUSY)
+    assert isinstance(turn.error, UpstreamStatusError)
+    assert turn.error.status == 429
+    assert "a private detail" in str(turn.error)
+
+
+async def test_a_broken_stream_is_an_error(mock_url: str) -> None:
+    """What came stays, and the turn fails."""
+    turn = await run_turn(relay(mock_url, "gpt-4.1"), user_message("broken off"))
+    assert turn.state is TurnState.failed
+    assert isinstance(turn.error, UpstreamTruncatedError)
+    assert turn.message.text.startswith("This answer")
+    assert turn.chunks[-1] == Error(error_text=UpstreamTruncatedError.error_text)
+
+
+# --- scripts on a raw socket ---
+
+Script = Callable[[trio.SocketStream], Awaitable[None]]
+
+HEAD = (
+    b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n"
+)
+
+
+class Scripted(NamedTuple):
+    """A server that does as it is told."""
+
+    url: str
+    requests: list[bytes]
+
+
+@asynccontextmanager
+async def scripted(script: Script) -> AsyncIterator[Scripted]:
+    """Serve a script: it is run for each connection after the request was read, and the connection is closed."""
+    server = Scripted("", [])
+
+    async def handle(stream: trio.SocketStream) -> None:
+        async with stream:
+            request = b""
+            while not (
+                found := re.search(rb"content-length: (\d+)\r\n(?:.+\r\n)*\r\n", request, re.IGNORECASE)
+            ):
+                request += await stream.receive_some()
+            while len(request) < found.end() + int(found[1]):
+                request += await stream.receive_some()
+            server.requests.append(request)
+            await script(stream)
+
+    async with trio.open_nursery() as nursery:
+        listeners = await nursery.start(partial(trio.serve_tcp, handle, 0, host="127.0.0.1"))
+        port = listeners[0].socket.getsockname()[1]
+        yield server._replace(url=f"http://127.0.0.1:{port}/v1")
+        nursery.cancel_scope.cancel()
+
+
+def chunked(data: bytes) -> bytes:
+    """Frame data as one HTTP chunk."""
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+def event(text: str, finish_reason: str | None = None) -> bytes:
+    """Make an event of the API as one HTTP chunk."""
+    choice = {"index": 0, "delta": {"content": text}, "finish_reason": finish_reason}
+    return chunked(b"data: %b\n\n" % json.dumps({"choices": [choice]}).encode())
+
+
+def sends(*pieces: bytes, then: Script | None = None) -> Script:
+    """Make a script that sends pieces, then does something or closes."""
+
+    async def script(stream: trio.SocketStream) -> None:
+        for piece in pieces:
+            await stream.send_all(piece)
+        if then is not None:
+            await then(stream)
+
+    return script
+
+
+async def hang(stream: trio.SocketStream) -> None:
+    """Say nothing more."""
+    await trio.sleep_forever()
+
+
+async def reset(stream: trio.SocketStream) -> None:
+    """Close with an RST."""
+    await trio.sleep(0.02)
+    stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+def impatient(**limits: Any) -> Limits:
+    """Make limits that a test can wait for."""
+    return Limits(relay=RelayLimits(**{"silence_s": 0.1, "trailer_s": 0.05, **limits}))
+
+
+async def relayed(script: Script, *, limits: Limits | None = None, **options: Any) -> Ended:
+    """Run one turn on a scripted upstream."""
+    async with scripted(script) as server:
+        return await run_turn(relay(server.url, "m", limits=limits or impatient(), **options))
+
+
+async def test_the_request_is_what_the_api_wants() -> None:
+    """Path, key, streaming with usage, the caller's own fields, and no compression."""
+    async with scripted(sends(HEAD, event("ok", "stop"), chunked(b""))) as server:
+        producer = relay(server.url, "m", api_key="sk-1", extra_body={"temperature": 0, "stream": False})
+        assert (await run_turn(producer, user_message("Grüße"))).state is TurnState.finished
+    head, _, body = server.requests[0].partition(b"\r\n\r\n")
+    assert head.startswith(b"POST /v1/chat/completions HTTP/1.1\r\n")
+    assert b"\r\nauthorization: bearer sk-1" in head.lower()
+    assert b"\r\naccept-encoding: identity" in head.lower()
+    assert json.loads(body) == {
+        "temperature": 0,
+        "model": "m",
+        "messages": [{"role": "user", "content": "Grüße"}],
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+
+
+@pytest.mark.parametrize("name", ["openai-text", "vllm", "deepseek"])
+async def test_any_boundary_of_the_network_gives_the_same_message(name: str) -> None:
+    """Every byte in a packet and an HTTP chunk of its own."""
+    body = (TESTS / "data" / "openai" / f"{name}.sse").read_bytes()
+    bytewise = sends(HEAD, *(chunked(body[i : i + 1]) for i in range(len(body))), chunked(b""))
+    at_once = sends(HEAD + chunked(body) + chunked(b""))
+    bit_by_bit, whole = await relayed(bytewise), await relayed(at_once)
+    assert bit_by_bit.state is whole.state is TurnState.finished
+    assert bit_by_bit.message.parts == whole.message.parts
+    assert bit_by_bit.message.metadata == whole.message.metadata
+
+
+@pytest.mark.parametrize(
+    "pieces", [[], [HEAD], [HEAD, event("Half")], [HEAD, event("Half"), chunked(b": still here\n\n")]]
+)
+async def test_a_silent_upstream_is_given_up(pieces: Sequence[bytes]) -> None:
+    """Before its head, after it, and in the middle of the answer."""
+    turn = await relayed(sends(*pieces, then=hang))
+    assert isinstance(turn.error, UpstreamSilentError)
+    assert turn.chunks[-1] == Error(error_text=UpstreamSilentError.error_text)
+
+
+async def test_bytes_of_any_kind_are_a_sign_of_life() -> None:
+    """A queue that sends comments for longer than the limit is waited for."""
+
+    async def queue(stream: trio.SocketStream) -> None:
+        await stream.send_all(HEAD)
+        for _ in range(6):
+            await trio.sleep(0.05)
+            await stream.send_all(chunked(b": in the queue\n\n"))
+        await stream.send_all(event("At last.", "stop") + chunked(b""))
+
+    assert (await relayed(queue, limits=impatient(silence_s=0.15))).message.text == "At last."
+
+
+@pytest.mark.parametrize("then", [hang, reset])
+async def test_after_its_finish_reason_an_answer_is_whole(then: Script) -> None:
+    """Neither silence nor a reset makes it less, and nobody waits long for what need not come."""
+    with trio.fail_after(5):
+        turn = await relayed(
+            sends(HEAD, event("All."), event("", "length"), then=then), limits=impatient(silence_s=60)
+        )
+    assert turn.state is TurnState.finished
+    assert turn.message.text == "All."
+    assert turn.chunks[-1] == Finish(finish_reason="length")
+
+
+async def test_after_the_end_marker_nothing_is_waited_for() -> None:
+    """A server that leaves the body open holds nobody."""
+    marker = chunked(b"data: [DONE]\n\n")
+    began = trio.current_time()
+    turn = await relayed(sends(HEAD, event("All.", "stop"), marker, then=hang), limits=Limits())
+    assert turn.state is TurnState.finished
+    assert trio.current_time() - began < 2
+
+
+@pytest.mark.parametrize("end", [b"", chunked(b"")])
+@pytest.mark.parametrize("then", [None, reset])
+async def test_without_its_end_an_answer_is_cut(end: bytes, then: Script | None) -> None:
+    """By a close within the body, a reset, or a polite end of a body that says nothing of an end."""
+    turn = await relayed(sends(HEAD, event("Half of a"), end, then=then))
+    assert isinstance(turn.error, UpstreamTruncatedError)
+    assert turn.message.text == "Half of a"
+
+
+def answer_with(
+    body: bytes, content_type: str = "application/json", status: str = "200 OK", more: str = ""
+) -> Script:
+    """Make a script that sends one plain response."""
+    head = f"HTTP/1.1 {status}\r\ncontent-type: {content_type}\r\ncontent-length: {len(body)}\r\n{more}\r\n"
+    return sends(head.encode() + body)
+
+
+async def test_an_answer_that_is_not_streamed_is_taken_whole() -> None:
+    """From a server that knows no streaming."""
+    body = {"choices": [{"message": {"role": "assistant", "content": PLAIN}, "finish_reason": "stop"}]}
+    turn = await relayed(answer_with(json.dumps(body).encode()))
+    assert turn.state is TurnState.finished
+    assert turn.message.text == PLAIN
+
+
+@pytest.mark.parametrize(
+    ("script", "sentence"),
+    [
+        (answer_with(b"<h1>secret</h1>", "text/html"), NOT_UNDERSTOOD),
+        (answer_with(b"secret"), NOT_UNDERSTOOD),
+        (answer_with(b'{"error": {"message": "secret"}}'), "The model failed while it was answering."),
+        (answer_with(b"{" + b" " * (5 << 20)), ANSWER_TOO_LONG),
+        (answer_with(b"secret", "text/event-stream", more="content-encoding: gzip\r\n"), NOT_UNDERSTOOD),
+        (answer_with(b"data: secret\n\n", "text/event-stream"), NOT_UNDERSTOOD),
+        (answer_with(b"data: " + b"x" * (2 << 20), "text/event-stream"), NOT_UNDERSTOOD),
+        (answer_with(b": secret\n" * 1_000, "text/event-stream"), ANSWER_TOO_LONG),
+        (sends(b"HTTP/1.1 secret\r\n\r\n"), UpstreamError.error_text),
+        (sends(), UpstreamError.error_text),
+        (sends(HEAD, b"secret\r\n"), UpstreamTruncatedError.error_text),
+    ],
+)
+async def test_what_is_no_answer_is_an_error(script: Script, sentence: str) -> None:
+    """Whatever comes, the turn fails with a sentence of ours and the upstream's words go nowhere."""
+    turn = await relayed(
+        script,
+        limits=impatient(answer_bytes=8_000)
+        if b": secret" in repr(script).encode()
+        else impatient(silence_s=5, answer_bytes=4 << 20),
+    )
+    assert turn.state is TurnState.failed
+    assert turn.chunks[-1] == Error(error_text=sentence)
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "sentence"),
+    [
+        (
+            "401 Unauthorized",
+            b'{"error": {"message": "Incorrect API key provided: sk-1."}}',
+            UpstreamStatusError.error_text,
+        ),
+        ("302 Found", b"", UpstreamStatusError.error_text),
+        ("204 No Content", b"", UpstreamStatusError.error_text),
+        ("400 Bad Request", b'{"error": {"code": "context_length_exceeded"}}', TOO_LONG),
+        ("413 Too Large", b"<html>", TOO_LONG),
+        ("503 Busy", b'{"error": "\xff"}', BUSY),
+        ("500 Oops", b"x" * 100_000, UpstreamStatusError.error_text),
+    ],
+)
+async def test_an_error_status_is_an_error(status: str, body: bytes, sentence: str) -> None:
+    """The status and a little of the body are for the log; the key is not. A redirect is not followed."""
+    async with scripted(answer_with(body, status=status, more="location: /v2\r\n")) as server:
+        turn = await run_turn(relay(server.url, "m", api_key="sk-1"))
+    assert isinstance(turn.error, UpstreamStatusError)
+    assert turn.error.status == int(status[:3])
+    assert turn.chunks[-1] == Error(error_text=sentence)
+    assert "sk-1" not in str(turn.error)
+    assert len(str(turn.error)) < 3_000
+    assert len(server.requests) == 1
+
+
+async def test_nobody_there_is_an_error() -> None:
+    """Connection refused."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        turn = await run_turn(relay(f"http://127.0.0.1:{free.getsockname()[1]}", "m"))
+    assert turn.chunks[-1] == Error(error_text=UpstreamError.error_text)
+
+
+class UnreachableFactory(trio.abc.SocketFactory):
+    """Makes sockets whose connection never comes about."""
+
+    def socket(self, family: int = -1, type: int = -1, proto: int = -1) -> Any:
+        """See `trio.abc.SocketFactory`."""
+        made = trio.socket.from_stdlib_socket(socket.socket(family, type, proto))
+        made.connect = self._connect  # type: ignore[method-assign]
+        return made
+
+    @staticmethod
+    async def _connect(address: object) -> None:
+        await trio.sleep_forever()
+
+
+async def test_an_unreachable_upstream_is_given_up(autojump_clock: trio.testing.MockClock) -> None:
+    """After the deadline of the connection, not that of silence."""
+    before = trio.socket.set_custom_socket_factory(UnreachableFactory())
+    try:
+        turn = await run_turn(relay("http://192.0.2.1", "m"))
+    finally:
+        trio.socket.set_custom_socket_factory(before)
+    assert turn.chunks[-1] == Error(error_text=UpstreamError.error_text)
+    assert trio.current_time() == pytest.approx(10, abs=1)
+
+
+async def test_a_stopped_turn_closes_the_request_at_once() -> None:
+    """So that the model stops working."""
+    closed = trio.Event()
+
+    async def talk(stream: trio.SocketStream) -> None:
+        await stream.send_all(HEAD + event("Once upon a time"))
+        assert await stream.receive_some() == b""
+        closed.set()
+
+    async with scripted(talk) as server, open_hub() as hub:
+        turn = await hub.start_turn("chat", relay(server.url, "m"), [user_message("Hello")])
+        with turn.follow() as subscription:
+            while not any(isinstance(entry.chunk, TextDelta) for entry in await subscription.next_batch(10)):
+                pass
+        with trio.fail_after(0.05):
+            assert await turn.stop() is TurnState.stopped
+            await closed.wait()
+
+
+async def test_an_open_upstream_uses_its_connection_again() -> None:
+    """Three turns one after the other: one connection, because each body was read to its end."""
+    connections = 0
+
+    async def keep_alive(stream: trio.SocketStream) -> None:
+        nonlocal connections
+        connections += 1
+        for _ in range(3):
+            await stream.send_all(HEAD + event("ok", "stop") + chunked(b"data: [DONE]\n\n") + chunked(b""))
+            await stream.receive_some()
+
+    async with scripted(keep_alive) as server, open_upstream(server.url, "m") as upstream:
+        for _ in range(3):
+            assert (await run_turn(upstream.answer)).message.text == "ok"
+    assert connections == 1
+
+
+@pytest.mark.parametrize(
+    ("base", "url"),
+    [
+        ("http://h:11434", "http://h:11434/v1/chat/completions"),
+        ("http://h/", "http://h/v1/chat/completions"),
+        ("https://h/api/v1/", "https://h/api/v1/chat/completions"),
+        ("https://h/v1/chat/completions", "https://h/v1/chat/completions"),
+        (
+            "https://h/openai/deployments/d?api-version=1",
+            "https://h/openai/deployments/d/chat/completions?api-version=1",
+        ),
+    ],
+)
+def test_the_url_may_be_the_base_or_the_whole(base: str, url: str) -> None:
+    """As people find it in their server's documentation."""
+    assert str(completions_url(base)) == url
+
+
+@pytest.mark.parametrize("url", ["", "h:80/v1", "ftp://h/v1", "file:///v1", "http://", "http://h:port"])
+def test_a_wrong_url_is_refused_at_once(url: str) -> None:
+    """Not at the first turn."""
+    with pytest.raises(ValueError, match="the upstream's URL"):
+        relay(url, "m")
+
+
+async def test_a_key_that_no_header_holds_is_refused_without_being_shown() -> None:
+    """A line end in it would be a header of its own."""
+    with pytest.raises(ValueError, match="API key") as caught:
+        async with open_upstream("http://h", "m", api_key="sk-1\r\nx: y"):
+            pass
+    assert "sk-1" not in str(caught.value)
+
+
+def test_the_environments_key_goes_where_it_belongs() -> None:
+    """Ours to any upstream; OpenAI's to OpenAI alone."""
+    openai, local = httpx2.URL("https://api.openai.com/v1"), httpx2.URL("http://127.0.0.1:8080/v1")
+    both = {"PENSTOCK_UPSTREAM_API_KEY": "ours\n", "OPENAI_API_KEY": "theirs"}
+    assert environment_api_key(local, both) == environment_api_key(openai, both) == "ours"
+    theirs = {"OPENAI_API_KEY": "theirs"}
+    assert environment_api_key(openai, theirs) == "theirs"
+    assert environment_api_key(local, theirs) == ""
+    assert environment_api_key(openai, {}) == ""

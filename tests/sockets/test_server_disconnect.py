@@ -1,0 +1,212 @@
+"""An app hears that its client has left, however it leaves, and a write to nobody is an error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import trio
+
+from penstock.errors import ClientGoneError
+from penstock.limits import ServerLimits
+from raw import GET, RawClient, Receive, Scope, Send, open_server, start_stream, wait_for
+
+PROMPT_S = 0.05
+"""What the server promises."""
+
+
+async def fin(client: RawClient) -> None:
+    client.close()
+
+
+async def half_close(client: RawClient) -> None:
+    await client.half_close()
+
+
+async def rst(client: RawClient) -> None:
+    client.reset()
+
+
+LEAVINGS = [fin, half_close, rst]
+AHEAD = {
+    "nothing": b"",
+    "an empty line": b"\r\n",
+    "half an empty line": b"\r",
+    "a request": GET,
+    "half a request": GET[:7],
+    "garbage": b"\x00\xff garbage",
+}
+
+
+class Watching:
+    """An app that streams nothing more and waits for the disconnect."""
+
+    def __init__(self) -> None:
+        self.told_at: float | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await start_stream(send)
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        if self.told_at is None:
+            self.told_at = trio.current_time()
+
+
+@pytest.mark.parametrize("leave", LEAVINGS)
+@pytest.mark.parametrize("ahead", AHEAD)
+@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("fields", [b"", b"connection: close\r\n", b"upgrade: h2c\r\n"])
+async def test_disconnect_after_stray_bytes(
+    leave: Callable[[RawClient], object], ahead: str, together: bool, fields: bytes
+) -> None:
+    """It is seen within 50 ms while the response runs, whatever the client sent after its request."""
+    app = Watching()
+    request = b"GET / HTTP/1.1\r\nhost: test\r\n" + fields + b"\r\n"
+    async with open_server(app) as server:
+        client = await server.connect(request + AHEAD[ahead] if together else request)
+        await client.read_until(b"first")
+        if not together:
+            await client.send(AHEAD[ahead])
+            await trio.sleep(0.005)
+        left_at = trio.current_time()
+        await leave(client)  # type: ignore[misc]
+        await wait_for(lambda: app.told_at is not None)
+        assert app.told_at is not None
+        assert app.told_at - left_at < PROMPT_S
+
+
+async def test_a_client_that_sends_too_far_ahead_is_not_read() -> None:
+    """`paused_bytes` bounds what it makes the server keep, and its requests are all answered in the end."""
+    release = trio.Event()
+
+    async def wait(scope: Scope, receive: Receive, send: Send) -> None:
+        await release.wait()
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    async with open_server(wait, limits=ServerLimits(paused_bytes=2_000, drain_s=0.5)) as server:
+        client = await server.connect()
+        count = 200_000
+        sent = 0
+        async with trio.open_nursery() as nursery:
+
+            async def flood() -> None:
+                nonlocal sent
+                for _ in range(count // 1000):
+                    await client.send(GET * 1000)
+                    sent += 1000
+
+            nursery.start_soon(flood)
+            await trio.sleep(0.1)
+            assert sent < count
+            nursery.cancel_scope.cancel()
+        release.set()
+        for _ in range(500):
+            assert (await client.read_until(b"\r\n\r\n")).startswith(b"HTTP/1.1 204")
+
+
+@pytest.mark.parametrize("reads", [True, False])
+async def test_a_body_nobody_reads_does_not_hide_the_disconnect(reads: bool) -> None:
+    """Hypercorn's queue holds ten messages; an app that does not `receive` then never learns that its client left."""
+    told = trio.Event()
+
+    async def only_write(scope: Scope, receive: Receive, send: Send) -> None:
+        await start_stream(send)
+        if reads:
+            await trio.sleep(0.1)
+            types = [(await receive())["type"] for _ in range(40)]
+            assert types[0] == "http.request"
+            assert types[-1] == types[-2] == "http.disconnect"
+        else:
+            with pytest.raises(OSError, match="left"):
+                while True:
+                    await send({"type": "http.response.body", "body": b".", "more_body": True})
+                    await trio.sleep(0.001)
+        told.set()
+
+    async with open_server(only_write) as server:
+        client = await server.connect(b"POST / HTTP/1.1\r\nhost: test\r\ntransfer-encoding: chunked\r\n\r\n")
+        await client.read_until(b"first")
+        for _ in range(30):
+            await client.send(b"1\r\nx\r\n")
+            await trio.sleep(0.001)
+        await client.send(b"0\r\n\r\n")
+        client.close()
+        with trio.fail_after(1):
+            await told.wait()
+
+
+async def test_a_body_nobody_reads_is_bounded() -> None:
+    """The server stops reading; it does not collect what its app does not want."""
+
+    async def ignore(scope: Scope, receive: Receive, send: Send) -> None:
+        await start_stream(send)
+        await trio.sleep_forever()
+
+    async with open_server(ignore, limits=ServerLimits(unread_bytes=10_000, drain_s=0.1)) as server:
+        client = await server.connect(b"POST / HTTP/1.1\r\nhost: test\r\ncontent-length: 100000000\r\n\r\n")
+        sent = 0
+        with trio.move_on_after(0.15):
+            while True:
+                await client.send(bytes(1 << 16))
+                sent += 1 << 16
+        assert sent < 20_000_000
+
+
+async def test_a_write_to_nobody_raises() -> None:
+    """Hypercorn returns, so that an app which only writes goes on for ever."""
+    errors: list[OSError] = []
+
+    async def only_write(scope: Scope, receive: Receive, send: Send) -> None:
+        await start_stream(send)
+        try:
+            while True:
+                await send({"type": "http.response.body", "body": b"x" * 1000, "more_body": True})
+        except OSError as error:
+            errors.append(error)
+            # As ASGI has it, an app need not understand: what escapes it is no error of the app.
+            raise
+
+    async with open_server(only_write) as server:
+        client = await server.connect(GET)
+        await client.read_until(b"first")
+        client.close()
+        await wait_for(lambda: bool(errors))
+        assert isinstance(errors[0], ClientGoneError)
+        await wait_for(lambda: server.metrics.get("server_connections") == 0)
+        assert server.metrics.get("server_app_errors") == 0
+        assert server.metrics.get("server_connection_errors") == 0
+
+
+async def test_an_app_that_ignores_the_error_does_not_hold_the_others() -> None:
+    async def stubborn(scope: Scope, receive: Receive, send: Send) -> None:
+        await start_stream(send)
+        while scope["path"] == "/stubborn":
+            try:
+                await send({"type": "http.response.body", "body": b"x", "more_body": True})
+            except OSError:
+                pass
+        await send({"type": "http.response.body", "body": b"last"})
+
+    async with open_server(stubborn) as server:
+        client = await server.connect(b"GET /stubborn HTTP/1.1\r\nhost: test\r\n\r\n")
+        await client.read_until(b"first")
+        client.close()
+        with trio.fail_after(1):
+            assert (await server.get())[2] == b"firstlast"
+
+
+async def test_the_app_is_told_of_a_client_that_leaves_in_mid_body() -> None:
+    messages = []
+
+    async def read(scope: Scope, receive: Receive, send: Send) -> None:
+        while not messages or messages[-1]["type"] == "http.request":
+            messages.append(await receive())
+
+    async with open_server(read) as server:
+        client = await server.connect(b"POST / HTTP/1.1\r\nhost: test\r\ncontent-length: 10\r\n\r\n12345")
+        await wait_for(lambda: len(messages) == 1)
+        client.close()
+        await wait_for(lambda: len(messages) == 2)
+        assert messages[0] == {"type": "http.request", "body": b"12345", "more_body": True}
+        assert messages[1] == {"type": "http.disconnect"}

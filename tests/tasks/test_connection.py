@@ -1,0 +1,328 @@
+"""A connection closes once, for one reason, and its callbacks run exactly once, whatever happens."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import trio.testing
+
+import trio
+from penstock import CloseReason, ConnectionClosedError, ConnectionFullError
+from penstock.connections.connection import KEEPALIVE, OPENING, Connection, open_connection
+from penstock.limits import ConnectionLimits
+from penstock.metrics import Counters
+from penstock.testing import MemoryTransport, run_cancelled_at
+from penstock.wire.chunks import TextDelta
+from penstock.wire.sse import DONE
+
+HELLO = TextDelta(id="text-1", delta="Hello")
+HELLO_FRAME = b'data: {"type":"text-delta","id":"text-1","delta":"Hello"}\n\n'
+
+
+async def test_opens_writes_drains_and_ends(autojump_clock: trio.abc.Clock) -> None:
+    transport = MemoryTransport()
+    async with open_connection(transport) as connection:
+        await connection.send(HELLO)
+        connection.send_nowait(HELLO)
+    assert transport.data == OPENING + HELLO_FRAME * 2 + DONE
+    assert transport.finished
+    assert not transport.aborted
+    assert connection.close_reason is CloseReason.finished
+
+
+async def test_opening_comment_goes_out_before_the_first_chunk(autojump_clock: trio.abc.Clock) -> None:
+    transport = MemoryTransport()
+    async with open_connection(transport):
+        await trio.testing.wait_all_tasks_blocked()
+        assert transport.data == OPENING
+
+
+async def test_writer_takes_all_that_waits_in_one_write(autojump_clock: trio.abc.Clock) -> None:
+    transport = MemoryTransport()
+    async with open_connection(transport) as connection:
+        await trio.testing.wait_all_tasks_blocked()
+        for _ in range(100):
+            connection.send_nowait(HELLO)
+        await trio.testing.wait_all_tasks_blocked()
+        assert transport.writes == [OPENING, HELLO_FRAME * 100]
+        assert connection.statistics().waiting_bytes == 0
+        assert connection.statistics().frames == 100
+
+
+async def test_full_channel_refuses_and_send_waits(autojump_clock: trio.abc.Clock) -> None:
+    transport = MemoryTransport()
+    limits = ConnectionLimits(frames=2, write_stall_s=math.inf, keepalive_s=math.inf)
+    async with open_connection(transport, limits=limits) as connection:
+        await trio.testing.wait_all_tasks_blocked()
+        transport.reading = trio.Event()
+        await connection.send(HELLO)  # the writer takes it and is stuck with it
+        await trio.testing.wait_all_tasks_blocked()
+        connection.send_nowait(HELLO)
+        connection.send_nowait(HELLO)
+        with pytest.raises(ConnectionFullError):
+            connection.send_nowait(HELLO)
+        with trio.move_on_after(5) as waiting:
+            await connection.send(HELLO)
+        assert waiting.cancelled_caught
+        assert connection.statistics().waiting_frames == 2
+        transport.reading.set()
+        await connection.send(HELLO)
+    assert transport.data == OPENING + HELLO_FRAME * 4 + DONE
+
+
+async def test_bytes_are_bounded_too(autojump_clock: trio.abc.Clock) -> None:
+    transport = MemoryTransport()
+    transport.reading = trio.Event()
+    async with open_connection(transport, limits=ConnectionLimits(queue_bytes=100)) as connection:
+        connection.send_frame_nowait(b"x" * 1000)  # larger than the allowance, alone: it passes
+        with pytest.raises(ConnectionFullError):
+            connection.send_frame_nowait(b"x")
+        transport.reading.set()
+        await connection.send_frame(b"y")
+
+
+async def test_keepalive_only_when_nothing_was_written(autojump_clock: trio.abc.Clock) -> None:
+    transport = MemoryTransport()
+    async with open_connection(transport, limits=ConnectionLimits(keepalive_s=15)) as connection:
+        await trio.sleep(10)
+        await connection.send(HELLO)
+        await trio.sleep(14)
+        assert transport.data == OPENING + HELLO_FRAME
+        await trio.sleep(1.5)
+        assert transport.data == OPENING + HELLO_FRAME + KEEPALIVE
+        await trio.sleep(30)
+        assert connection.statistics().keepalives == 3
+
+
+async def test_a_quiet_stream_of_an_hour_is_not_cut(autojump_clock: trio.abc.Clock) -> None:
+    transport = MemoryTransport()
+    async with open_connection(transport) as connection:
+        await trio.sleep(3601)
+        await connection.send(HELLO)
+    assert connection.close_reason is CloseReason.finished
+    assert transport.data.count(KEEPALIVE) == 240
+
+
+@pytest.mark.parametrize(("keepalive_s", "stall_s"), [(15, 30), (60, 2), (1, 30)])
+async def test_a_client_that_takes_nothing_is_cut_on_time(
+    keepalive_s: float, stall_s: float, autojump_clock: trio.abc.Clock
+) -> None:
+    transport = MemoryTransport()
+    began = math.nan
+    limits = ConnectionLimits(keepalive_s=keepalive_s, write_stall_s=stall_s)
+    async with open_connection(transport, limits=limits) as connection:
+        await trio.sleep(0.7)
+        transport.reading = trio.Event()
+        began = trio.current_time()
+        await connection.send(HELLO)
+        await trio.sleep_forever()
+    assert connection.close_reason is CloseReason.write_stalled
+    assert transport.aborted
+    assert trio.current_time() - began == pytest.approx(stall_s)
+
+
+async def test_disconnect_cancels_the_producer_and_is_the_reason_for_good(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    transport = MemoryTransport()
+    metrics = Counters()
+    cancelled = False
+    async with open_connection(transport, metrics=metrics) as connection:
+        transport.gone.set()
+        try:
+            await trio.sleep_forever()
+        except trio.Cancelled:
+            cancelled = True
+            raise
+    assert cancelled
+    assert connection.close_reason is CloseReason.client_gone
+    assert DONE not in transport.data
+    for _ in range(2):
+        with pytest.raises(ConnectionClosedError) as info:
+            connection.send_nowait(HELLO)
+        assert info.value.reason is CloseReason.client_gone
+    connection.close(CloseReason.failed)
+    assert connection.close_reason is CloseReason.client_gone
+    assert metrics.get("connections_closed", reason="client_gone") == 1
+    assert metrics.get("connections_open") == 0
+
+
+async def test_sender_in_another_task_learns_of_the_close(autojump_clock: trio.abc.Clock) -> None:
+    transport = MemoryTransport()
+    limits = ConnectionLimits(frames=1)
+    outcome: list[CloseReason] = []
+
+    async def feed(connection: Connection) -> None:
+        try:
+            while True:
+                await connection.send(HELLO)
+        except ConnectionClosedError as exc:
+            outcome.append(exc.reason)
+
+    transport.reading = trio.Event()
+    async with trio.open_nursery() as nursery, open_connection(transport, limits=limits) as connection:
+        nursery.start_soon(feed, connection)
+        await trio.testing.wait_all_tasks_blocked()
+        transport.gone.set()
+        await trio.sleep_forever()
+    assert outcome == [CloseReason.client_gone]
+
+
+async def test_broken_transport_is_a_client_that_left(autojump_clock: trio.abc.Clock) -> None:
+    class Broken(MemoryTransport):
+        async def write(self, data: bytes) -> None:
+            await trio.lowlevel.checkpoint()
+            raise ConnectionResetError
+
+    async with open_connection(Broken()) as connection:
+        await trio.sleep_forever()
+    assert connection.close_reason is CloseReason.client_gone
+
+
+async def test_an_error_in_the_block_cuts_the_stream_and_comes_out_as_it_is(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    transport = MemoryTransport()
+    metrics = Counters()
+
+    async def stream() -> None:
+        async with open_connection(transport, metrics=metrics) as connection:
+            await connection.send(HELLO)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await stream()
+    assert transport.aborted
+    assert not transport.finished
+    assert metrics.get("connections_closed", reason="failed") == 1
+
+
+async def test_aclose_in_the_block_drains_and_lets_the_block_go_on(autojump_clock: trio.abc.Clock) -> None:
+    transport = MemoryTransport()
+    async with open_connection(transport) as connection:
+        await connection.send(HELLO)
+        await connection.aclose()
+        assert transport.data == OPENING + HELLO_FRAME + DONE
+        with pytest.raises(ConnectionClosedError):
+            await connection.send(HELLO)
+        await connection.aclose()
+        await trio.sleep(1)
+    assert connection.close_reason is CloseReason.finished
+
+
+async def test_close_that_can_not_drain_is_bounded(autojump_clock: trio.abc.Clock) -> None:
+    transport = MemoryTransport()
+    limits = ConnectionLimits(drain_s=3, write_stall_s=math.inf)
+    transport.reading = trio.Event()
+    start = trio.current_time()
+    async with open_connection(transport, limits=limits) as connection:
+        connection.send_nowait(HELLO)
+    assert trio.current_time() - start == pytest.approx(3)
+    assert transport.aborted
+    assert connection.close_reason is CloseReason.write_stalled
+
+
+async def test_callbacks_run_last_in_first_out_with_the_reason(autojump_clock: trio.abc.Clock) -> None:
+    ran: list[tuple[str, CloseReason]] = []
+
+    async def slow(reason: CloseReason) -> None:
+        await trio.sleep(1)
+        ran.append(("second", reason))
+
+    transport = MemoryTransport()
+    async with open_connection(transport) as connection:
+        connection.on_close(lambda reason: ran.append(("first", reason)))
+        connection.on_close(slow)
+        registration = connection.on_close(lambda reason: ran.append(("never", reason)))
+        assert registration.unregister()
+        assert not registration.unregister()
+        transport.gone.set()
+        await trio.sleep_forever()
+    assert ran == [("second", CloseReason.client_gone), ("first", CloseReason.client_gone)]
+    with pytest.raises(ConnectionClosedError):
+        connection.on_close(lambda reason: None)
+
+
+async def test_a_callback_that_fails_or_hangs_does_not_keep_the_others(
+    autojump_clock: trio.abc.Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    ran: list[str] = []
+
+    async def hang(reason: CloseReason) -> None:
+        ran.append("hang")
+        await trio.sleep_forever()
+
+    def fail(reason: CloseReason) -> None:
+        ran.append("fail")
+        raise ZeroDivisionError
+
+    metrics = Counters()
+    start = trio.current_time()
+    async with open_connection(MemoryTransport(), metrics=metrics) as connection:
+        connection.on_close(lambda reason: ran.append("last"))
+        connection.on_close(fail)
+        connection.on_close(hang)
+    assert ran == ["hang", "fail", "last"]
+    assert [type(error) for error in connection._callbacks.errors] == [trio.TooSlowError, ZeroDivisionError]
+    assert trio.current_time() - start == pytest.approx(2)
+    assert metrics.get("callbacks_failed") == 2
+
+
+async def test_callbacks_do_not_wait_for_a_stuck_writer(autojump_clock: trio.abc.Clock) -> None:
+    class Shielding(MemoryTransport):
+        """A server that shields its writes, as the stock one does."""
+
+        async def write(self, data: bytes) -> None:
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + 60):
+                await trio.sleep_forever()
+
+    ran: list[float] = []
+    transport = Shielding()
+    start = trio.current_time()
+    async with open_connection(transport) as connection:
+        connection.on_close(lambda reason: ran.append(trio.current_time() - start))
+        await trio.sleep(1)
+        transport.gone.set()
+        await trio.sleep_forever()
+    assert ran == [pytest.approx(1)]
+
+
+async def cancel_a_connection_at(step: int, *, leaves: bool) -> bool:
+    """Run a short connection, cancel everything at a step, and check that it closed once."""
+    ran: list[CloseReason] = []
+    metrics = Counters()
+    transport = MemoryTransport()
+
+    async def clean_up(reason: CloseReason) -> None:
+        await trio.lowlevel.checkpoint()
+        ran.append(reason)
+
+    async def stream() -> None:
+        async with open_connection(transport, metrics=metrics) as connection:
+            connection.on_close(ran.append)
+            connection.on_close(clean_up)
+            for _ in range(3):
+                await connection.send(HELLO)
+                await trio.lowlevel.checkpoint()
+            if leaves:
+                transport.gone.set()
+                await trio.sleep_forever()
+
+    cancelled = await run_cancelled_at(step, stream)
+    assert len(ran) == 2
+    assert ran[0] is ran[1]
+    assert sum(n for (name, _), n in metrics.values.items() if name == "connections_closed") == 1
+    assert metrics.get("connections_open") == 0
+    if not cancelled:
+        assert ran[0] is (CloseReason.client_gone if leaves else CloseReason.finished)
+    return cancelled
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+async def test_cancelled_at_every_step_it_closes_once(leaves: bool) -> None:
+    step = 1
+    while await cancel_a_connection_at(step, leaves=leaves):
+        step += 1
+        assert step < 500
+    assert step > 10
