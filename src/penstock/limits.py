@@ -25,6 +25,8 @@ class WireLimits(msgspec.Struct, frozen=True, kw_only=True):
     """One line of an event stream. Upstreams send whole tool inputs in one line."""
     sse_event_bytes: int = 4 << 20
     """All `data` of one event."""
+    reason_chars: int = 500
+    """What a client may say of why it stops a turn; the rest is cut off."""
     message_parts: int = 1_000
     """Parts of one message in a request. Real ones have fewer than a hundred."""
     messages: int = 2_000
@@ -114,14 +116,19 @@ class HubLimits(msgspec.Struct, frozen=True, kw_only=True):
     """Asking the store to begin a turn. It is not cancelled halfway, so it must end by itself."""
     flush_retry_s: float = 0.5
     """From a failed flush to the next try. Producers wait meanwhile, once they are `store_lag_*` ahead."""
+    replay_finished_s: float = 300.0
+    """For how long after its end a turn is replayed to a client that resumes: the length of a tunnel."""
+    replica_poll_s: float = 0.25
+    """Between two looks at a turn that another process runs."""
+    kept_tails: int = 64
+    """Turns of the recent past whose entries stay in memory, for clients that come back at once."""
+    kept_tail_bytes: int = 64 << 20
+    """The same, in bytes of entries."""
     running_turns: int = 5_000
     """Turns that run at once in this process. Over it: 503."""
-    kept_turns: int = 10_000
-    """Ended turns that the memory journal keeps; the oldest go first."""
-    kept_bytes: int = 256 << 20
-    """Bytes of ended turns that the memory journal keeps."""
-    kept_chats: int = 20_000
-    """Chats whose messages the memory journal keeps; more than turns can run at once."""
+    lease_s: float = 15.0
+    """From a renewal of a running turn's lease until others may end the turn as lost. A process that is alive renews
+    several times within it; one that was killed leaves its followers waiting for no longer."""
 
 
 class RelayLimits(msgspec.Struct, frozen=True, kw_only=True):

@@ -126,7 +126,11 @@ class TestServer:
         sock = trio.socket.socket()
         if receive_buffer is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-        await sock.connect(("127.0.0.1", self.port))
+        try:
+            await sock.connect(("127.0.0.1", self.port))
+        except OSError:
+            sock.close()
+            raise
         client = RawClient(trio.SocketStream(sock), sock)
         self.clients.append(client)
         await client.send(data)

@@ -61,7 +61,7 @@ async def test_the_opening_comment_comes_before_the_model_speaks() -> None:
     async def slow(turn: Turn) -> None:
         await trio.sleep_forever()
 
-    async with raw.open_server(chat_app(slow)) as server:
+    async with raw.open_server(chat_app(slow), lifespan=True) as server:
         client = await server.connect(request_of())
         with trio.fail_after(5):
             assert (await client.read_until(b"\n\n")).endswith(b": stream-start\n\n")
@@ -316,7 +316,7 @@ async def test_a_disconnect_cancels_a_connection_bound_producer_at_once(
                 cancelled_at.append(trio.current_time())
 
     app = chat_app(answer, orphan_grace_s=0.0, metrics=metrics)
-    async with raw.open_server(app) as server:
+    async with raw.open_server(app, lifespan=True) as server:
         client = await server.connect(request_of())
         await client.read_until(b"text-delta")
         left_at = trio.current_time()
@@ -336,7 +336,7 @@ async def test_a_detached_turn_goes_on_without_its_client() -> None:
             await go_on.wait()
 
     metrics = Counters()
-    async with raw.open_server(chat_app(answer, metrics=metrics)) as server:
+    async with raw.open_server(chat_app(answer, metrics=metrics), lifespan=True) as server:
         client = await server.connect(request_of())
         await client.read_until(b"text-delta")
         client.close()
@@ -355,7 +355,7 @@ async def test_a_reader_that_never_reads_is_cut_and_nobody_else_notices() -> Non
 
     metrics = Counters()
     limits = Limits(connection=ConnectionLimits(write_stall_s=1.0))
-    async with raw.open_server(chat_app(flood, limits=limits, metrics=metrics)) as server:
+    async with raw.open_server(chat_app(flood, limits=limits, metrics=metrics), lifespan=True) as server:
         await server.connect(request_of("flood"), receive_buffer=1024)
         start = trio.current_time()
         with trio.fail_after(10):

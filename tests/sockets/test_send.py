@@ -96,6 +96,12 @@ async def test_words_are_printed_as_they_come() -> None:
     assert out.getvalue() == "one two\n"
 
 
+async def test_bytes_that_are_no_text_are_sent_as_far_as_they_are() -> None:
+    """As the interpreter hands over a command line of another encoding."""
+    async with open_server(chat_app(echo)) as url:
+        assert (await sent(url, "caf\udce9")).out == "1: caf?\n"
+
+
 @pytest.mark.parametrize("path", ["", "/", "/api/chat"])
 async def test_the_url_may_be_the_root_or_the_endpoint(path: str) -> None:
     """With or without http://."""

@@ -110,11 +110,11 @@ async def test_early_answer_arrives() -> None:
         await respond(send, b"too large", 413)
 
     async with open_server(too_large) as server:
-        client = await server.connect(
-            b"POST / HTTP/1.1\r\nhost: test\r\ncontent-length: 1000000\r\n\r\n" + bytes(100_000)
-        )
-        await trio.sleep(0.05)
-        await client.send(bytes(100_000))
+        client = await server.connect(b"POST / HTTP/1.1\r\nhost: test\r\ncontent-length: 1000000\r\n\r\n")
+        for _ in range(10):
+            await client.send(bytes(50_000))
+            await trio.sleep(0.002)
+        await client.half_close()
         assert (await client.read_response())[0] == 413
         assert await client.read_to_end() == (b"", "eof")
 

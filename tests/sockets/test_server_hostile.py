@@ -141,7 +141,8 @@ REFUSED = {
     "with a body": (400, HANDSHAKE + b"content-length: 3\r\n\r\nabc"),
     "length and chunked": (
         400,
-        b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n" + GET,
+        b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n"
+        + GET,
     ),
     "chunked in HTTP/1.0": (400, b"POST / HTTP/1.0\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n"),
     "two lengths": (400, b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\ncontent-length: 6\r\n\r\n"),
@@ -154,7 +155,10 @@ REFUSED = {
     "non-ASCII path": (400, b"GET /\xff HTTP/1.1\r\nhost: a\r\n\r\n"),
     "TLS to a clear port": (400, b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"),
     "CONNECT": (501, b"CONNECT a:80 HTTP/1.1\r\nhost: a\r\n\r\n"),
-    "HTTP/2 by prior knowledge": (505, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00"),
+    "HTTP/2 by prior knowledge": (
+        505,
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00",
+    ),
     "HTTP/3.0": (505, b"GET / HTTP/3.0\r\nhost: a\r\n\r\n"),
 }
 
@@ -191,7 +195,9 @@ async def test_broken_chunks_are_refused(data: bytes) -> None:
 
 async def test_h2c_upgrade_is_ignored() -> None:
     """RFC 9113 section 3.1: the mechanism is obsolete."""
-    upgrade = b"upgrade: h2c\r\nconnection: upgrade, http2-settings\r\nhttp2-settings: AAMAAABkAAQAAP__\r\n\r\n"
+    upgrade = (
+        b"upgrade: h2c\r\nconnection: upgrade, http2-settings\r\nhttp2-settings: AAMAAABkAAQAAP__\r\n\r\n"
+    )
     for http2 in (False, True):
         async with other_stream_runs(http2=http2) as server:
             client = await server.connect(GET[:-2] + upgrade)

@@ -9,6 +9,7 @@ import time
 import zlib
 from collections import Counter
 
+import msgspec
 import pytest
 import trio
 import trio.testing
@@ -24,7 +25,7 @@ from penstock.testing import user_message
 from penstock.turns.runner import FAILED
 from penstock.wire.chunks import AnyChunk, Error, ReasoningDelta, TextDelta
 from penstock.wire.codec import encode
-from penstock.wire.messages import UIMessage, message_from
+from penstock.wire.messages import UIMessage
 
 
 async def ask(text: str) -> tuple[TurnState, list[AnyChunk]]:
@@ -44,7 +45,7 @@ async def told(text: str) -> UIMessage:
     """Let the model answer well, and return the message."""
     state, chunks = await ask(text)
     assert state is TurnState.finished
-    return message_from(assemble(chunks, ""))
+    return msgspec.convert(assemble(chunks, ""), UIMessage)
 
 
 def kinds(chunks: list[AnyChunk]) -> Counter[str]:
@@ -172,7 +173,7 @@ async def test_tool_shows_every_state_of_a_call(autojump_clock: trio.testing.Moc
     assert count["tool-input-available"] == 2
     assert count["tool-output-available"] == 2
     assert count["tool-output-error"] == 1
-    parts = message_from(assemble(chunks, "")).parts
+    parts = msgspec.convert(assemble(chunks, ""), UIMessage).parts
     level, rain = (part for part in parts if part["type"].startswith("tool-"))
     assert level["state"] == "output-available"
     assert level["input"] == {"reservoir": "Upper Lake", "unit": "m"}
@@ -211,7 +212,7 @@ async def test_data_is_kept_replaced_or_forgotten(autojump_clock: trio.testing.M
     _, chunks = await ask("/data")
     count = kinds(chunks)
     assert (count["data-reading"], count["data-progress"], count["data-notice"]) == (1, 5, 5)
-    parts = message_from(assemble(chunks, "")).parts
+    parts = msgspec.convert(assemble(chunks, ""), UIMessage).parts
     assert [part["type"] for part in parts] == ["data-reading", "data-progress", "text"]
     assert parts[1]["data"] == {"percent": 100}
 

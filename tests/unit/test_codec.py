@@ -21,7 +21,7 @@ from msgspec import UNSET
 from penstock.errors import LimitExceededError, LocalProtocolError, RemoteProtocolError
 from penstock.limits import WireLimits
 from penstock.wire import chunks as c
-from penstock.wire.codec import convert, decode_chunk, decode_json, encode, encode_json
+from penstock.wire.codec import convert, decode_chunk, decode_json, decode_stored, encode, encode_json
 
 META: dict[str, dict[str, Any]] = {"openai": {"itemId": "i1", "n": [1, None]}}
 MIB = 1 << 20
@@ -170,6 +170,7 @@ def test_a_chunk_goes_out_as_its_schema_says_and_comes_back(
     encoded = encode(chunk)
     assert json.loads(encoded) == expected
     assert decode_chunk(encoded) == chunk
+    assert decode_stored(encoded) == chunk
 
 
 def test_the_samples_hold_every_kind() -> None:
@@ -522,6 +523,14 @@ def test_a_finish_reason_that_only_some_clients_know_becomes_other(reason: str) 
     assert decode_chunk(b'{"type":"finish","finishReason":"%b"}' % reason.encode()) == c.Finish(
         finish_reason="other"
     )
+
+
+@pytest.mark.parametrize(
+    "entry", [b"", b"{}", b'{"type":"x"}', b'{"type":"data-x"}', b'{"type":"data-\xff","data":1}']
+)
+def test_a_journal_that_something_else_changed_is_refused(entry: bytes) -> None:
+    with pytest.raises(LocalProtocolError, match="journal"):
+        decode_stored(entry)
 
 
 def test_unknown_fields_are_dropped_and_unknown_data_kinds_kept() -> None:

@@ -11,7 +11,15 @@ from typing import Any
 import pytest
 
 from penstock.errors import UpstreamError, UpstreamTruncatedError
-from penstock.relay.openai import BAD_INPUT, BUSY, FAILED, NOT_UNDERSTOOD, TOO_LONG, CompletionTranslator
+from penstock.relay.openai import (
+    ANSWER_TOO_LONG,
+    BAD_INPUT,
+    BUSY,
+    FAILED,
+    NOT_UNDERSTOOD,
+    TOO_LONG,
+    CompletionTranslator,
+)
 from penstock.wire.chunks import AnyChunk, Start
 from penstock.wire.codec import encode
 from penstock.wire.grammar import Grammar
@@ -311,6 +319,18 @@ def test_an_end_marker_alone_is_an_end() -> None:
     assert brief(translator.feed("[DONE]")) == [["text-end", "part-1"], ["finish-step"], ["finish", "other"]]
 
 
+def test_usage_is_the_last_that_came() -> None:
+    """Some servers count on in every event, and say null in the last."""
+    translator = CompletionTranslator()
+    for usage_now in (
+        {"prompt_tokens": 1, "completion_tokens": 1},
+        {"prompt_tokens": 1, "completion_tokens": 2},
+        None,
+    ):
+        translator.feed(json.dumps({"usage": usage_now}))
+    assert brief(translator.feed("[DONE]"))[-1] == ["finish", "other", usage(1, 2)]
+
+
 def test_text_between_tool_calls_is_a_part_of_its_own() -> None:
     """A part is closed when something else begins."""
     assert run({"content": "a"}, call(index=0, id="c", function={"name": "f"}), {"content": "b"}) == [
@@ -403,6 +423,14 @@ def test_tool_input_that_no_client_takes_is_an_error_of_the_tool(arguments: str)
         arguments[: 16 << 10],
         BAD_INPUT,
     ]
+
+
+def test_tool_calls_have_a_bound() -> None:
+    """An upstream that never stops calling is given up."""
+    fragments = [{"index": index, "id": f"c{index}", "function": {"name": "f"}} for index in range(1_000)]
+    with pytest.raises(UpstreamError) as caught:
+        CompletionTranslator().feed(event({"tool_calls": fragments}))
+    assert caught.value.error_text == ANSWER_TOO_LONG
 
 
 def test_an_answer_that_comes_whole_is_an_answer() -> None:

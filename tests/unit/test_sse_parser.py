@@ -59,6 +59,8 @@ PIECES = st.sampled_from([
     b"retry: 5", b"retry: 5x", b"retry", b"retry: 0123456789", "retry: ٣".encode(), b"dat", b"Data: x", b" data: x",
     b": c", b":", b"x: y", b"\n", b"\r", b"\r\n", b"\n\n", b"\r\r", b"\n\n\n", b" ", b"\0", b"\xef\xbb\xbf", b"\xef",
     b"\xbb", b"\xbf", "é😀".encode(), b"\xf0\x9f\x98", b"\x80", b"\xe2\x80", "\u2028\x85".encode(), b"\x0b\x0c",
+    b"id: 2\ndata: y\n\n", b"id: \0\ndata: z\n\n", b"id: 3\n\ndata: w\n\n", b"id: data: 4\n", b"id: 5\nxdata: \n\n",
+    b"data: d\nid: 6\n\n", b"id: 7\rdata: \r\r", b"id: 8\nid: 9\ndata: u\n\n",
 ])  # fmt: skip
 STREAM = st.lists(PIECES, max_size=30).map(b"".join) | st.binary(max_size=60)
 
@@ -76,7 +78,10 @@ def cut_streams(draw: st.DrawFn) -> list[bytes]:
 @example([b"\xef", b"\xbb", b"\xbf", b"data: a\n\n"])
 @example([b"\xef\xbb", b"data: a\n\n"])
 @example([b"data: \xf0\x9f", b"\x98\x80\n\n"])
+@example([b"data: a\n\n", b"\xef\xbb\xbfdata: b\n\n"])
 @example([b"id: 1\n", b"\ndata: a\n\n"])
+@example([b"id: 2\ndata: y\n\n"])
+@example([b"event: a\n\ndata: x\n\n"])
 @example([b"data: a\n\nid: 2\n\n", b"\n\ndata\n\ndata: b\n\n"])
 def test_however_a_stream_is_cut_it_is_what_the_standard_says(chunks: list[bytes]) -> None:
     stream = b"".join(chunks)
@@ -179,7 +184,15 @@ def test_caps_are_the_same_however_the_stream_is_cut(fits: bytes, too_long: byte
             parser.feed(b"\n\ndata: a\n\n")
 
 
-def test_a_million_comments_without_a_blank_line_hold_no_memory() -> None:
+def test_an_events_cap_may_be_smaller_than_a_lines() -> None:
+    limits = WireLimits(sse_line_bytes=1_000, sse_event_bytes=20)
+    assert SseParser(limits).feed(b"data: " + b"x" * 14 + b"\n\n")
+    for stream in (b"data: " + b"x" * 15 + b"\n\n", b"data: a\n\n" * 9 + b"data: abcd\ndata: efgh\ndata\n\n"):
+        with pytest.raises(LimitExceededError, match="an event is too long"):
+            SseParser(limits).feed(stream)
+
+
+def test_lines_that_hold_no_data_count_toward_no_cap() -> None:
     parser = SseParser(WireLimits(sse_line_bytes=100, sse_event_bytes=100))
     for _ in range(50):
         assert parser.feed(b": keep-alive\nevent: x\nid: 1\n" * 50) == []

@@ -6,15 +6,15 @@ comes from the server is untrusted: nothing of it can move the cursor, set a tit
 
 from __future__ import annotations
 
-import math
 import secrets
 import sys
-from contextlib import aclosing
+from collections.abc import AsyncIterator
 from typing import Any, TextIO
 
 import httpx2
 
 from penstock.errors import ProtocolError, RemoteProtocolError
+from penstock.relay.http import http_client, open_body
 from penstock.wire.chunks import (
     Abort,
     AnyChunk,
@@ -70,7 +70,7 @@ async def send(
     *,
     chat_id: str | None = None,
     raw: bool = False,
-    silence_s: float = math.inf,
+    silence_s: float | None = None,
     stdout: TextIO | None = None,
     stderr: TextIO | None = None,
 ) -> int:
@@ -84,7 +84,7 @@ async def send(
         text: the user's message.
         chat_id: the chat to go on with, whose history the server has; None begins one.
         raw: print each event's data instead, one a line.
-        silence_s: how long the server may send nothing, not even a comment.
+        silence_s: how long the server may send nothing, not even a comment; None for ever.
         stdout: where the answer goes.
         stderr: where notes and errors go.
 
@@ -105,7 +105,8 @@ def _request(text: str, chat_id: str | None) -> bytes:
     message = {
         "id": f"user_{secrets.token_hex(8)}",
         "role": "user",
-        "parts": [{"type": "text", "text": text}],
+        # Bytes of the command line that are not UTF-8 come as lone surrogates, which JSON does not have.
+        "parts": [{"type": "text", "text": text.encode("utf-8", "replace").decode()}],
     }
     if chat_id is None:
         # The form that every AI SDK endpoint knows.
@@ -116,14 +117,12 @@ def _request(text: str, chat_id: str | None) -> bytes:
     return encode_json({**chat, "trigger": "submit-message"})
 
 
-async def _send(url: str, body: bytes, printer: _Printer, silence_s: float) -> int:
+async def _send(url: str, body: bytes, printer: _Printer, silence_s: float | None) -> int:
     try:
         endpoint = _endpoint(url)
     except ValueError as exc:
         printer.error(str(exc))
         return 1
-    read_s = None if silence_s == math.inf else silence_s
-    timeouts = httpx2.Timeout(connect=CONNECT_S, read=read_s, write=read_s, pool=None)
     headers = {
         "accept": "text/event-stream",
         "accept-encoding": "identity",
@@ -131,16 +130,11 @@ async def _send(url: str, body: bytes, printer: _Printer, silence_s: float) -> i
         "x-penstock-sdk": "7",
     }
     try:
-        async with (
-            httpx2.AsyncClient(timeout=timeouts) as client,
-            client.stream("POST", endpoint, content=body, headers=headers) as response,
-        ):
-            if response.status_code != 200:
-                printer.error(await _refusal(response))
-            elif not response.headers.get("content-type", "").startswith("text/event-stream"):
-                printer.error("The server did not answer with an event stream.")
-            else:
-                await _read(response, printer)
+        async with http_client(endpoint, connect_s=CONNECT_S, silence_s=silence_s) as client:
+            request = client.build_request("POST", endpoint, content=body, headers=headers)
+            response = await client.send(request, stream=True)
+            async with open_body(response) as pieces:
+                await _print(response, pieces, printer)
     except (httpx2.ConnectError, httpx2.ConnectTimeout):
         printer.error(f"There is no answer from {endpoint.netloc.decode()}.")
     except httpx2.TimeoutException:
@@ -165,24 +159,19 @@ def _endpoint(url: str) -> httpx2.URL:
     return endpoint.copy_with(path="/api/chat") if endpoint.path in ("", "/") else endpoint
 
 
-async def _refusal(response: httpx2.Response) -> str:
-    """Read the sentence that an error status comes with."""
-    body = bytearray()
-    async with aclosing(response.aiter_raw()) as pieces:
-        while len(body) < _ERROR_BODY_BYTES and (piece := await anext(pieces, b"")):
-            body += piece
-    sentence = body[:_ERROR_BODY_BYTES].decode("utf-8", "replace").strip()
-    return sentence or f"The server answered with status {response.status_code}."
-
-
-async def _read(response: httpx2.Response, printer: _Printer) -> None:
+async def _print(response: httpx2.Response, pieces: AsyncIterator[bytes], printer: _Printer) -> None:
+    if response.status_code != 200:
+        printer.error(await _refusal(response.status_code, pieces))
+        return
+    if not response.headers.get("content-type", "").startswith("text/event-stream"):
+        printer.error("The server did not answer with an event stream.")
+        return
     parser = SseParser()
     try:
-        async with aclosing(response.aiter_raw()) as pieces:
-            async for piece in pieces:
-                for event in parser.feed(piece):
-                    printer.event(event.data)
-                printer.flush()
+        async for piece in pieces:
+            for event in parser.feed(piece):
+                printer.event(event.data)
+            printer.flush()
     except httpx2.TimeoutException:
         if not printer.ended:
             raise
@@ -190,6 +179,15 @@ async def _read(response: httpx2.Response, printer: _Printer) -> None:
         pass  # what matters is whether the answer had ended
     if not printer.ended:
         printer.error("The stream was cut: the answer is not complete.")
+
+
+async def _refusal(status: int, pieces: AsyncIterator[bytes]) -> str:
+    """Read the sentence that an error status comes with."""
+    body = bytearray()
+    while len(body) < _ERROR_BODY_BYTES and (piece := await anext(pieces, b"")):
+        body += piece
+    sentence = body[:_ERROR_BODY_BYTES].decode("utf-8", "replace").strip()
+    return sentence or f"The server answered with status {status}."
 
 
 class _Printer:

@@ -11,36 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import msgspec
 import trio
+
 from penstock.errors import StoreUnavailableError, TurnSealedError
+from penstock.journal.compaction import Compaction
+from penstock.journal.entry import Entry
 from penstock.journal.position import Position
 from penstock.journal.store import TurnRecord, TurnState
 from penstock.journal.subscription import Subscription
 from penstock.wire.chunks import AnyChunk
-from penstock.wire.sse import chunk_frame
-
-
-class Entry(msgspec.Struct, gc=False):
-    """A chunk in the journal: its offset, the chunk, and its JSON, encoded once for all who follow.
-
-    A turn may hold a hundred thousand of these and none is ever part of a cycle, so the collector never looks at them.
-    """
-
-    offset: int
-    chunk: AnyChunk
-    json: bytes
-    id_prefix: bytes
-    """The turn's and epoch's part of the position, shared by all entries of a tail."""
-    _frame: bytes | None = None
-
-    @property
-    def frame(self) -> bytes:
-        """The entry as one server-sent event, with its position as the id; made once and shared."""
-        frame = self._frame
-        if frame is None:
-            frame = self._frame = chunk_frame(self.json, b"%b%d" % (self.id_prefix, self.offset))
-        return frame
 
 
 class LiveTail:
@@ -55,12 +34,17 @@ class LiveTail:
         self.stored_bytes = 0
         self.state = TurnState.running
         self.ended = False
-        """Whether no entry will be added any more."""
+        """Whether no entry will be added any more to this tail; a suspended turn goes on in another."""
+        self.ended_at = record.ended_at
+        """When the turn ended, in seconds since 1970."""
+        self.first_entry = 0
+        """The offset at which the newest request's part of the turn begins."""
         self.followers = 0
         self.followers_changed: Callable[[], None] | None = None
         """Called when a follower comes or goes; the runner's orphan clock hangs on it."""
         self._broken: str | None = None
         self._id_prefix = f"{record.turn_id}.{record.epoch}-".encode("ascii")
+        self._compaction = Compaction()
         self._news = trio.lowlevel.ParkingLot()
         self._stored_news = trio.lowlevel.ParkingLot()
 
@@ -87,11 +71,18 @@ class LiveTail:
         if self._news:
             self._news.unpark_all()
 
-    def seal(self, state: TurnState, last: Sequence[tuple[AnyChunk, bytes]]) -> None:
-        """Add the last entries and end the tail, in one step for all followers."""
+    def seal(self, state: TurnState, last: Sequence[tuple[AnyChunk, bytes]], at: float | None = None) -> None:
+        """Add the last entries and end the tail, in one step for all followers.
+
+        Args:
+            state: the outcome, or `suspended`.
+            last: the last chunks with their JSON.
+            at: when, in seconds since 1970.
+        """
         for chunk, json in last:
             self.append(chunk, json)
         self.state = state
+        self.ended_at = at
         self.ended = True
         self._news.unpark_all()
         self._stored_news.unpark_all()
@@ -102,6 +93,11 @@ class LiveTail:
         self.ended = True
         self._news.unpark_all()
         self._stored_news.unpark_all()
+
+    def compact(self) -> list[AnyChunk]:
+        """Return a short form of all entries so far; see `compaction.py`."""
+        self._compaction.feed(self.entries[self._compaction.fed :])
+        return self._compaction.chunks()
 
     def subscribe(self, after: int = -1) -> Subscription:
         """Return a cursor on what follows offset `after`. Use it as a context manager."""
@@ -130,11 +126,11 @@ class LiveTail:
             await self._stored_news.park()
 
     async def wait_ended(self) -> TurnState:
-        """Sleep until the turn has ended, and return its outcome.
+        """Sleep until the tail has ended, and return the turn's state.
 
         Raises:
             StoreUnavailableError: if the tail was broken off.
         """
-        while not self.state.ended:
+        while self.state is TurnState.running:
             await self.wait_news()
         return self.state

@@ -1,24 +1,30 @@
 """What a journal's store promises, and the records that it keeps.
 
 A store keeps, per chat, the messages and the turns; per turn, its entries: encoded chunks at offsets 0, 1, 2, … One
-process owns a running turn and is the only one to append to it; the `epoch` in its record fences every other.
+process owns a running turn and is the only one to append to it; its lease in the record says until when the others
+leave it alone, and the record's `epoch` fences an owner who was given up.
 
 The guarantees, each of which every store must keep:
 
-- **one running turn**: of any number of concurrent `begin` calls for one chat, at most one succeeds while no turn of
-  the chat has ended in between; the others raise `TurnConflictError`.
+- **one running turn**: of any number of concurrent `begin` calls for one chat, at most one succeeds while the chat's
+  newest turn has not ended; the others raise `RunningTurnError`.
 - **idempotent append**: entries that are there already, at the same offsets, are left as they are. A caller whose
   `append` was cancelled or failed does not know whether it happened, and may simply call again.
 - **no holes**: `append` at an offset past the end raises `LocalProtocolError`; a reader never sees entry n without n-1.
-- **fenced**: `append` and `seal` with an epoch that is not the record's change nothing and raise `TurnSealedError`.
+- **fenced**: `append`, `seal` and `renew` with an epoch that is not the record's change nothing.
 - **sealed once**: of any number of `seal` calls for one turn, one returns True, and its entries are the turn's last.
   After it `append` raises `TurnSealedError`.
+- **adopted once**: of any number of `adopt` calls for one record, one succeeds; the owner before is fenced from then on.
 - **whole seal**: the state, the last entries and the message of a seal are seen together or not at all.
+- **acknowledged is kept**: what a call that returned has written is read by every later call, and, in a store that
+  outlives the process, by every later process.
+- **trimmed whole**: retention removes ended turns, each with its record and all its entries, never a part.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from enum import Enum
 from typing import Protocol
 
@@ -45,10 +51,11 @@ class TurnState(Enum):
 
 
 class TurnRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of a turn without its entries."""
+    """What is known of a turn without its entries. Times are seconds since 1970."""
 
     chat_id: str
     turn_id: str
+    """Unique in the whole store."""
     epoch: int
     request_key: str
     """What the turn answers: the id of the last message of the request. The same key again joins the turn."""
@@ -56,8 +63,10 @@ class TurnRecord(msgspec.Struct, frozen=True, kw_only=True):
     entries: int = 0
     """How many entries the store holds: the next offset."""
     started_at: float
-    """Seconds since 1970, by the clock of whoever began the turn."""
+    """By the clock of whoever began the turn."""
     ended_at: float | None = None
+    lease_until: float | None = None
+    """While it runs: when its owner may be given up, unless it renews before."""
 
 
 class ChatRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,8 +85,21 @@ class Batch(msgspec.Struct, frozen=True):
     entries: Sequence[bytes]
 
 
+class Retention(msgspec.Struct, frozen=True, kw_only=True):
+    """What a store keeps of ended turns. Chats keep their messages until they themselves are old."""
+
+    turn_age_s: float = 86_400.0
+    """Since the turn's end; a day: nobody resumes a stream of yesterday."""
+    turns_per_chat: int = 20
+    """The newest ones stay."""
+    bytes: int = 1 << 30
+    """Entries of all ended turns; over it the turns that ended first go."""
+    chat_age_s: float = 30 * 86_400.0
+    """Since the chat's newest turn began; then its messages go too. The app's own database is where chats last."""
+
+
 class RunningTurnError(TurnConflictError):
-    """`begin` found a running turn; `turn` is its record."""
+    """`begin` found a turn that has not ended; `turn` is its record."""
 
     def __init__(self, turn: TurnRecord) -> None:
         super().__init__("another message of this chat is being answered")
@@ -88,41 +110,72 @@ class Store(Protocol):
     """Where turns last. Every method may raise `StoreUnavailableError`, and then nothing is known of the call."""
 
     async def begin(
-        self, chat_id: str, turn_id: str, request_key: str, messages: Sequence[UIMessage], started_at: float
+        self,
+        chat_id: str,
+        turn_id: str,
+        request_key: str,
+        messages: Sequence[UIMessage],
+        *,
+        at: float,
+        lease_until: float,
     ) -> TurnRecord:
-        """Begin a turn and make `messages` the chat's.
+        """Begin a turn, in epoch 1, and make `messages` the chat's.
 
         Raises:
-            RunningTurnError: if a turn of this chat is running.
+            RunningTurnError: if the chat's newest turn is running or suspended.
+        """
+
+    async def resume(
+        self, turn: TurnRecord, request_key: str, messages: Sequence[UIMessage], *, lease_until: float
+    ) -> TurnRecord:
+        """Set a suspended turn running again, in the same epoch, and make `messages` the chat's.
+
+        Raises:
+            TurnSealedError: if it isn't suspended, or was another epoch's or another number of entries' by now.
         """
 
     async def append(self, batches: Sequence[Batch]) -> None:
-        """Store entries of any number of turns.
+        """Store entries of any number of running turns.
 
         Every batch is tried. Cancellation leaves it unknown which were stored; call again.
 
         Raises:
-            TurnSealedError: if a turn has ended or its epoch is another; the other batches are stored.
+            TurnSealedError: if a turn is not running or its epoch is another; the other batches are stored.
         """
 
-    async def seal(self, batch: Batch, state: TurnState, message: UIMessage | None, ended_at: float) -> bool:
-        """End a turn: a compare-and-set. `message` becomes the chat's last, in place of one with the same id.
+    async def seal(self, batch: Batch, state: TurnState, message: UIMessage | None, *, at: float) -> bool:
+        """End a running turn, or suspend it: a compare-and-set by its owner.
+
+        `message` becomes the chat's last, in place of one with the same id.
 
         Returns:
-            True if this call ended the turn, or an identical call did; False if it had ended before.
+            True if this call did it, or an identical one did; False if the turn was not running or has another epoch.
         """
+
+    async def adopt(self, turn: TurnRecord, *, lease_until: float) -> TurnRecord | None:
+        """Become the owner of a turn that another left running or suspended: a compare-and-set on its whole record.
+
+        `turn` is the record as the caller read it. The turn is running then, in the next epoch, so that positions
+        beyond the end which the old owner may have shown are void; its entries stay.
+
+        Returns:
+            The new record, or None if the record is another by now.
+        """
+
+    async def renew(self, turns: Sequence[TurnRecord], lease_until: float) -> frozenset[str]:
+        """Renew the leases of running turns, and return the ids of those that are still the caller's."""
+
+    async def lapsed(self, now: float, count: int) -> Sequence[TurnRecord]:
+        """Return up to `count` running turns whose lease ended before `now`."""
 
     async def chat(self, chat_id: str) -> ChatRecord | None:
         """Return a chat, or None."""
 
-    async def turn(self, chat_id: str, turn_id: str) -> TurnRecord | None:
+    async def turn(self, turn_id: str) -> TurnRecord | None:
         """Return a turn's record, or None."""
 
-    async def read(self, chat_id: str, turn_id: str, offset: int, count: int) -> Sequence[bytes]:
-        """Return up to `count` entries from `offset` on; empty at the end."""
-
-    async def aclose(self) -> None:
-        """Close the store. What was acknowledged is kept."""
+    async def read(self, turn_id: str, offset: int, count: int) -> Sequence[bytes]:
+        """Return up to `count` entries from `offset` on; empty at the end and for a turn that is not there."""
 
 
 def check_journal(url: str) -> None:
@@ -135,7 +188,8 @@ def check_journal(url: str) -> None:
         raise ValueError("the journal must be memory:")
 
 
-async def open_store(url: str) -> Store:
+@asynccontextmanager
+async def open_store(url: str) -> AsyncIterator[Store]:
     """Open the store that a journal's URL names: `memory:`.
 
     Raises:
@@ -144,4 +198,4 @@ async def open_store(url: str) -> Store:
     check_journal(url)
     from penstock.journal.memory import MemoryStore
 
-    return MemoryStore()
+    yield MemoryStore()

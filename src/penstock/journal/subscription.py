@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, Self
 
 import trio
 
+from penstock.journal.store import TurnState
+
 if TYPE_CHECKING:
-    from penstock.journal.live import Entry, LiveTail
+    from penstock.journal.entry import Entry
+    from penstock.journal.live import LiveTail
 
 
 class Subscription:
@@ -55,7 +58,7 @@ class Subscription:
         Always a checkpoint. Cancelled, it has moved nothing.
 
         Raises:
-            trio.EndOfChannel: after the last entry of an ended turn.
+            trio.EndOfChannel: after the last entry of a turn that has ended or is suspended.
             StoreUnavailableError: if it is not known how the turn goes on.
         """
         if not self._open:
@@ -64,7 +67,7 @@ class Subscription:
         if self._next < len(tail.entries):
             await trio.lowlevel.checkpoint()
         while self._next >= len(tail.entries):
-            if tail.state.ended:
+            if tail.state is not TurnState.running:
                 raise trio.EndOfChannel
             await tail.wait_news()
         batch = tail.entries[self._next : self._next + max_entries]

@@ -59,6 +59,9 @@ NOT_UNDERSTOOD = "The model's answer could not be understood."
 _DELTA_CHARACTERS = 16 << 10
 """The longest delta that is written. At six bytes a character it stays within a chunk's limit."""
 
+_CALLS = 256
+"""Tool calls of one answer. Models are offered at most 128 tools."""
+
 _FINISH_REASONS: dict[str, FinishReason] = {
     "stop": "stop",
     "length": "length",
@@ -286,6 +289,8 @@ class CompletionTranslator:
                 return call
             if fragment.index is not None:
                 break
+        if len(self._calls) == _CALLS:
+            raise UpstreamError(f"the answer has more than {_CALLS} tool calls", error_text=ANSWER_TOO_LONG)
         call = _Call(fragment.index, key)
         self._calls.append(call)
         return call

@@ -9,13 +9,11 @@ sentence is for the user and whose own text is for the log; neither holds the ke
 
 from __future__ import annotations
 
-import functools
 import math
 import os
 import re
-import ssl
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx2
@@ -30,6 +28,7 @@ from penstock.errors import (
     UpstreamTruncatedError,
 )
 from penstock.limits import Limits
+from penstock.relay.http import http_client, open_body, tls_context
 from penstock.relay.openai import (
     ANSWER_TOO_LONG,
     BUSY,
@@ -82,8 +81,8 @@ class Upstream:
         )
         try:
             response = await self._client.send(request, stream=True)
-            async with aclosing(response):
-                await self._read(response, turn)
+            async with open_body(response) as pieces:
+                await self._read(response, pieces, turn)
         except httpx2.ConnectTimeout as exc:
             raise UpstreamError(f"{self!r} took no connection in {self._limits.relay.connect_s:g} s") from exc
         except httpx2.TimeoutException as exc:
@@ -94,11 +93,11 @@ class Upstream:
     def _body(self, turn: Turn) -> bytes:
         return encode_json(
             {
+                "stream_options": {"include_usage": True},
                 **self._extra_body,
                 "model": self._model,
                 "messages": openai_messages(turn.messages),
                 "stream": True,
-                "stream_options": {"include_usage": True},
             }
         )
 
@@ -113,24 +112,23 @@ class Upstream:
             headers["authorization"] = f"Bearer {self._api_key}"
         return headers
 
-    async def _read(self, response: httpx2.Response, turn: Turn) -> None:
+    async def _read(self, response: httpx2.Response, pieces: AsyncIterator[bytes], turn: Turn) -> None:
         if response.status_code != 200:
-            raise await self._refusal(response)
+            raise await self._refusal(response.status_code, pieces)
         if response.headers.get("content-encoding", "identity").lower() != "identity":
             raise UpstreamError(f"{self!r} compressed its answer unasked", error_text=NOT_UNDERSTOOD)
         kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
         translator = CompletionTranslator(limits=self._limits.wire)
-        async with aclosing(response.aiter_raw()) as pieces:
-            if kind == "text/event-stream":
-                await self._read_events(pieces, translator, turn)
-            elif kind == "application/json":
-                await _write(turn, translator.feed(await self._read_whole(pieces)))
-            else:
-                raise UpstreamError(f"{self!r} answered with {kind[:80]!r}", error_text=NOT_UNDERSTOOD)
+        if kind == "text/event-stream":
+            await self._read_events(pieces, translator, turn)
+        elif kind == "application/json":
+            await _write(turn, translator.feed(await self._read_whole(pieces)))
+        else:
+            raise UpstreamError(f"{self!r} answered with {kind[:80]!r}", error_text=NOT_UNDERSTOOD)
         await _write(turn, translator.finish())
 
     async def _read_events(
-        self, pieces: AsyncGenerator[bytes], translator: CompletionTranslator, turn: Turn
+        self, pieces: AsyncIterator[bytes], translator: CompletionTranslator, turn: Turn
     ) -> None:
         limits = self._limits.relay
         parser = SseParser(self._limits.wire)
@@ -155,7 +153,7 @@ class Upstream:
             elif translator.finish_reason is not None:
                 wait_s = limits.trailer_s
 
-    async def _next(self, pieces: AsyncGenerator[bytes], wait_s: float) -> bytes:
+    async def _next(self, pieces: AsyncIterator[bytes], wait_s: float) -> bytes:
         """Read what comes next; nothing at the stream's end. With a finite wait the answer is known to be whole."""
         with trio.move_on_after(wait_s):
             try:
@@ -167,7 +165,7 @@ class Upstream:
                     raise UpstreamTruncatedError(f"{self!r} broke off: {type(exc).__name__}: {exc}") from exc
         return b""
 
-    async def _read_whole(self, pieces: AsyncGenerator[bytes]) -> str:
+    async def _read_whole(self, pieces: AsyncIterator[bytes]) -> str:
         """Read an answer that did not come as events, from a server that knows no streaming."""
         whole = bytearray()
         while piece := await self._next(pieces, math.inf):
@@ -176,22 +174,18 @@ class Upstream:
                 raise UpstreamError(f"{self!r} sent too long an answer at once", error_text=ANSWER_TOO_LONG)
         return whole.decode("utf-8", "replace")
 
-    async def _refusal(self, response: httpx2.Response) -> UpstreamStatusError:
+    async def _refusal(self, status: int, pieces: AsyncIterator[bytes]) -> UpstreamStatusError:
         """Read the beginning of an error status's body, for the log and for the well-known errors."""
         says = bytearray()
         with trio.move_on_after(self._limits.relay.refusal_s):
-            async with aclosing(response.aiter_raw()) as pieces:
-                try:
-                    while len(says) < self._limits.relay.refusal_bytes and (
-                        piece := await anext(pieces, b"")
-                    ):
-                        says += piece
-                except httpx2.TransportError:
-                    pass  # the status says enough
+            try:
+                while len(says) < self._limits.relay.refusal_bytes and (piece := await anext(pieces, b"")):
+                    says += piece
+            except httpx2.TransportError:
+                pass  # the status says enough
         text = says[: self._limits.relay.refusal_bytes].decode("utf-8", "replace")
         if self._api_key:
             text = text.replace(self._api_key, "[key]")
-        status = response.status_code
         return UpstreamStatusError(
             f"{self!r} answered with status {status}: {text!r}",
             status=status,
@@ -222,15 +216,7 @@ async def open_upstream(
     """
     url = completions_url(base_url)
     api_key = _checked_key(url, api_key)
-    relay_limits = limits.relay
-    timeouts = httpx2.Timeout(
-        connect=relay_limits.connect_s, read=relay_limits.silence_s, write=relay_limits.silence_s, pool=None
-    )
-    async with httpx2.AsyncClient(
-        verify=_tls_context(),
-        timeout=timeouts,
-        limits=httpx2.Limits(max_connections=None, max_keepalive_connections=20),
-    ) as client:
+    async with http_client(url, connect_s=limits.relay.connect_s, silence_s=limits.relay.silence_s) as client:
         yield Upstream(client, url, model, api_key=api_key, extra_body=extra_body or {}, limits=limits)
 
 
@@ -246,7 +232,9 @@ def relay(
 
     The arguments and errors are those of `open_upstream`.
     """
-    api_key = _checked_key(completions_url(url), api_key)
+    endpoint = completions_url(url)
+    api_key = _checked_key(endpoint, api_key)
+    tls_context(endpoint.scheme)  # slow once: now rather than in the first turn
 
     async def answer(turn: Turn) -> None:
         async with open_upstream(
@@ -289,12 +277,6 @@ def _checked_key(url: httpx2.URL, api_key: str | None) -> str:
     if api_key and not re.fullmatch(r"[!-~]+", api_key):
         raise ValueError("the upstream's API key holds a character that no key has")
     return api_key
-
-
-@functools.cache
-def _tls_context() -> ssl.SSLContext:
-    """Load the certificate authorities once: it takes tens of milliseconds."""
-    return httpx2.create_ssl_context()
 
 
 async def _write(turn: Turn, chunks: Sequence[AnyChunk]) -> None:

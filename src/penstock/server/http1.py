@@ -222,10 +222,10 @@ class Http1(H11Protocol):
 
     async def _refuse(self, status: int) -> None:
         self._peer.service.metrics.count("server_requests_refused", status=str(status))
+        await self._close_stream()  # From here on, nothing of the app's gets between our words.
         if self.connection.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
             await self._peer.write(refusal(status))
         self._peer.close(linger=True)
-        await self._close_stream()
 
     # Responses
 

@@ -16,7 +16,6 @@ import base64
 import h11
 from hypercorn.protocol.events import Event, StreamClosed
 from hypercorn.protocol.ws_stream import FrameTooLargeError, WSStream
-from wsproto.connection import ConnectionState
 from wsproto.events import CloseConnection, Message, Ping
 from wsproto.frame_protocol import CloseReason
 
@@ -94,9 +93,9 @@ class WebSocket(WSStream):
             elif isinstance(event, Ping):
                 await self._send_wsproto_event(event.response())
             elif isinstance(event, CloseConnection):
+                # A close frame, or what wsproto makes of a frame that breaks the protocol: both are answered with its code.
                 self._closed_by_peer = event
-                asked = self.connection.state is ConnectionState.REMOTE_CLOSING
-                await self._end(event.response() if asked else event)
+                await self._end(event.response())
                 return
 
     async def _end(self, answer: CloseConnection) -> None:

@@ -1,32 +1,51 @@
 """Where turns live: a private nursery that outlasts the connections which start and follow them.
 
-async with open_hub() as hub:
-    turn = await hub.start_turn("chat-1", answer, [user_message("Hello")])
-    with turn.follow() as subscription:
-        ...
+    async with open_hub() as hub:
+        turn = await hub.start_turn("chat-1", answer, [user_message("Hello")])
+        with turn.follow() as subscription:
+            ...
+
+A turn that runs here is in `_running`. One that is over, or runs in another process on the same journal, is read from the
+store into a tail of its own, so that followers see no difference; see `replica.py`. One whose owner has died is ended by
+whoever looks; see `leases.py`.
 """
 
 from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
-
 import trio
-from penstock.errors import StoreUnavailableError, TurnConflictError, TurnError
-from penstock.journal.position import Position
-from penstock.journal.store import ChatRecord, RunningTurnError, Store, TurnRecord, TurnState, open_store
-from penstock.journal.subscription import Subscription
+
+from penstock.errors import StoreUnavailableError, TurnConflictError, TurnError, TurnNotFoundError
+from penstock.journal.store import (
+    ChatRecord,
+    RunningTurnError,
+    Store,
+    TurnRecord,
+    TurnState,
+    open_store,
+)
 from penstock.limits import Limits
 from penstock.metrics import Metrics, NopMetrics
+from penstock.turns.continuation import decisions
 from penstock.turns.flusher import Flusher
-from penstock.turns.runner import ErrorText, Runner
+from penstock.turns.handle import TurnHandle
+from penstock.turns.leases import keep_leases
+from penstock.turns.replica import Replica, read_all
+from penstock.turns.runner import ErrorText, NotRecoveredError, Runner, RunnerOptions
 from penstock.turns.turn import Producer, Turn
 from penstock.wire.messages import UIMessage
+
+SUPERSEDED = "superseded by a new message"
+
+Recover: TypeAlias = Callable[[Turn], Awaitable[bool]]
+"""Asked once for the rest of an answer whose process died: writes it and returns True, or returns False."""
 
 
 class HubFullError(TurnError):
@@ -43,66 +62,6 @@ class HubStatistics(msgspec.Struct, frozen=True):
     entries_not_stored: int
 
 
-class TurnHandle:
-    """A turn of this process, as seen from outside it: follow it, stop it, wait for its end."""
-
-    def __init__(self, runner: Runner) -> None:
-        self._runner = runner
-
-    def __repr__(self) -> str:
-        return f"<TurnHandle {self._runner.tail!r}>"
-
-    @property
-    def id(self) -> str:
-        """The assistant message's id."""
-        return self._runner.record.turn_id
-
-    @property
-    def chat_id(self) -> str:
-        """The chat's id."""
-        return self._runner.record.chat_id
-
-    @property
-    def request_key(self) -> str:
-        """The id of the message that the turn answers."""
-        return self._runner.record.request_key
-
-    @property
-    def started_at(self) -> float:
-        """Seconds since 1970."""
-        return self._runner.record.started_at
-
-    @property
-    def state(self) -> TurnState:
-        """Where the turn is."""
-        return self._runner.tail.state
-
-    @property
-    def position(self) -> Position | None:
-        """The newest entry's position."""
-        return self._runner.tail.position
-
-    def message(self) -> UIMessage:
-        """Assemble the message so far."""
-        return self._runner.message()
-
-    def follow(self, after: int = -1) -> Subscription:
-        """Return a cursor on the turn's entries after an offset; `with` it, and you are a follower."""
-        return self._runner.tail.subscribe(after)
-
-    async def stop(self, reason: str = "stopped") -> TurnState:
-        """Stop the turn and wait until it is sealed, at most `stop_grace_s` and the time of a seal. Idempotent.
-
-        Raises:
-            StoreUnavailableError: if the end could not be stored.
-        """
-        return await self._runner.stop(reason)
-
-    async def wait_ended(self) -> TurnState:
-        """Sleep until the turn has ended and return its outcome."""
-        return await self._runner.tail.wait_ended()
-
-
 class Hub:
     """The turns of this process. Made by `open_hub`."""
 
@@ -113,15 +72,20 @@ class Hub:
         limits: Limits,
         metrics: Metrics,
         error_text: ErrorText | None,
+        recover: Recover | None,
     ) -> None:
         self._store = store
         self._turn_nursery = nursery
         self._limits = limits
-        self._metrics = metrics
-        self._error_text = error_text
+        self._recover = recover
         self._flusher = Flusher(store, limits.hub, metrics)
-        self._running: dict[str, TurnHandle] = {}
-        self._beginning = 0
+        self._options = RunnerOptions(store, self._flusher, limits.turn, metrics, error_text)
+        self._running: dict[str, Runner] = {}
+        """By chat."""
+        self._handles: OrderedDict[str, TurnHandle] = OrderedDict()
+        """Turns that were looked at lately and don't run here, by turn id; the ended ones go oldest first."""
+        self._beginning: dict[str, trio.Event] = {}
+        """Chats for which the store is being asked, so that this process asks once at a time."""
         self._quiet = trio.lowlevel.ParkingLot()
         self._closing = False
 
@@ -134,7 +98,10 @@ class Hub:
         body: Mapping[str, Any] | None = None,
         orphan_grace_s: float | None = None,
     ) -> TurnHandle:
-        """Begin a turn that answers the last of `messages`, or join the one that answers it already.
+        """Begin a turn that answers the last of `messages`, go on with the one that it continues, or join.
+
+        A last message by the user begins a turn, and one by the assistant, with decisions about its tool calls,
+        continues the suspended turn of that id. The turn that answers this message already is joined.
 
         Args:
             chat_id: the chat's id; see `penstock.wire.messages.check_chat_id`.
@@ -146,6 +113,7 @@ class Hub:
 
         Raises:
             TurnConflictError: if another message of this chat is being answered.
+            TurnNotFoundError: if the turn to be continued isn't in the journal, or has ended.
             HubFullError: if too many turns run, or the hub is closing.
             StoreUnavailableError: if the store can't begin a turn.
 
@@ -153,56 +121,214 @@ class Hub:
         """
         await trio.lowlevel.checkpoint()
         key = messages[-1].id
-        if (running := self._running.get(chat_id)) is not None:
-            return _join(running, key)
-        if self._closing or len(self._running) + self._beginning >= self._limits.hub.running_turns:
+        while (beginning := self._beginning.get(chat_id)) is not None:
+            await beginning.wait()
+        if (runner := self._running.get(chat_id)) is not None:
+            _check_joins(runner.record, key)
+            return self._handle(runner)
+        if self._closing or len(self._running) + len(self._beginning) >= self._limits.hub.running_turns:
             raise HubFullError("too many answers are being written")
-        self._beginning += 1
+        beginning = self._beginning[chat_id] = trio.Event()
         try:
-            record = await self._begin(chat_id, key, messages)
-        except RunningTurnError:
-            # It began here while the store was being asked, or it runs in another process.
-            if (running := self._running.get(chat_id)) is not None:
-                return _join(running, key)
-            raise
+            # Not cancelled halfway: the store might have begun a turn that nobody would run.
+            with trio.move_on_after(self._limits.hub.begin_s, shield=True):
+                record, history = await self._begin(chat_id, key, messages)
+                if history is None:
+                    return self._replica(record)
+                # From here to the end nothing awaits, so a turn that is in the store has its runner.
+                runner = Runner(
+                    record,
+                    self._options,
+                    orphan_grace_s=self._limits.turn.orphan_grace_s
+                    if orphan_grace_s is None
+                    else orphan_grace_s,
+                    history=history,
+                )
+                runner.begin(lambda grammar: decisions(messages[-1], grammar))
+                turn = Turn(runner, chat_id, record.turn_id, tuple(messages), dict(body or {}))
+                return self._start(runner, producer, turn)
         finally:
-            self._beginning -= 1
-        # From here to the end of this function nothing awaits, so a turn that is in the store has its runner.
-        runner = Runner(
-            record,
-            self._store,
-            self._flusher,
-            limits=self._limits.turn,
-            metrics=self._metrics,
-            error_text=self._error_text,
-            orphan_grace_s=self._limits.turn.orphan_grace_s if orphan_grace_s is None else orphan_grace_s,
-        )
-        handle = self._running[chat_id] = TurnHandle(runner)
-        turn = Turn(runner, chat_id, record.turn_id, tuple(messages), dict(body or {}))
-        self._turn_nursery.start_soon(self._run, runner, producer, turn, name=f"turn {record.turn_id}")
-        return handle
-
-    async def _begin(self, chat_id: str, key: str, messages: Sequence[UIMessage]) -> TurnRecord:
-        turn_id = f"msg_{secrets.token_hex(12)}"
-        # Not cancelled halfway: the store might have begun a turn that nobody would run.
-        with trio.move_on_after(self._limits.hub.begin_s, shield=True):
-            return await self._store.begin(chat_id, turn_id, key, messages, time.time())
+            del self._beginning[chat_id]
+            beginning.set()
         raise StoreUnavailableError("the journal did not answer in time")
 
-    async def _run(self, runner: Runner, producer: Producer, turn: Turn) -> None:
+    async def _begin(
+        self, chat_id: str, key: str, messages: Sequence[UIMessage]
+    ) -> tuple[TurnRecord, Sequence[bytes] | None]:
+        """Return the turn's record and what it has stored; None for that, if another process runs it."""
+        continues = messages[-1].role == "assistant"
+        if continues:
+            found = await self._store.turn(key)
+            if found is None or found.chat_id != chat_id or found.state.ended:
+                raise TurnNotFoundError("the answer to be continued is not in the journal, or is over")
+            if found.state is TurnState.suspended:
+                record = await self._store.resume(found, key, messages, lease_until=self._lease_until())
+                return record, await read_all(self._store, record)
+        # Twice: an abandoned turn may have to be ended before.
+        for _ in range(2):
+            try:
+                record = await self._store.begin(
+                    chat_id,
+                    f"msg_{secrets.token_hex(12)}",
+                    key,
+                    messages,
+                    at=time.time(),
+                    lease_until=self._lease_until(),
+                )
+            except RunningTurnError as exc:
+                found = exc.turn
+            else:
+                return record, ()
+            if found.state is TurnState.suspended:
+                await self._end_abandoned(found, SUPERSEDED)
+            elif _lapsed(found):
+                await self._end_abandoned(found, None)
+            elif found.request_key == key:
+                return found, None
+            else:
+                break
+        raise TurnConflictError("another message of this chat is being answered")
+
+    def _start(self, runner: Runner, producer: Producer | None, turn: Turn) -> TurnHandle:
+        self._running[runner.record.chat_id] = runner
+        self._turn_nursery.start_soon(self._run, runner, producer, turn, name=f"turn {turn.id}")
+        return self._handle(runner)
+
+    async def _run(self, runner: Runner, producer: Producer | None, turn: Turn) -> None:
         try:
             await runner.run(producer, turn)
         finally:
             del self._running[runner.record.chat_id]
+            self._keep(TurnHandle(runner.tail, runner=runner))
             self._quiet.unpark_all()
 
-    def running(self, chat_id: str) -> TurnHandle | None:
-        """Return the chat's running turn, if this process runs it."""
-        return self._running.get(chat_id)
+    def _handle(self, runner: Runner) -> TurnHandle:
+        return TurnHandle(runner.tail, runner=runner)
+
+    def _lease_until(self) -> float:
+        return time.time() + self._limits.hub.lease_s
+
+    async def _end_abandoned(self, found: TurnRecord, reason: str | None) -> None:
+        """End a turn that nobody runs: as stopped for a reason, or as lost unless it can be recovered."""
+        record = await self._store.adopt(found, lease_until=self._lease_until())
+        if record is None:
+            return  # somebody else does it
+        runner = Runner(
+            record, self._options, orphan_grace_s=float("inf"), history=await read_all(self._store, record)
+        )
+        self._handles.pop(record.turn_id, None)
+        messages = await self._store.chat(record.chat_id)
+        turn = Turn(
+            runner, record.chat_id, record.turn_id, () if messages is None else tuple(messages.messages), {}
+        )
+        if reason is not None:
+            await runner.end_as_stopped(reason)
+            return
+        recover = self._recover
+        if recover is None:
+            await runner.run(None, turn)
+            return
+
+        async def producer(turn: Turn) -> None:
+            if not await recover(turn):
+                raise NotRecoveredError
+
+        runner.reopen()
+        self._start(runner, producer, turn)
+
+    async def look_after(self, found: TurnRecord) -> None:
+        """End a turn as lost, or recover it, if its lease has run out and it isn't this process's own."""
+        runner = self._running.get(found.chat_id)
+        if (runner is None or runner.record.turn_id != found.turn_id) and _lapsed(found):
+            await self._end_abandoned(found, None)
+
+    async def turn(self, turn_id: str) -> TurnHandle | None:
+        """Return a turn, wherever it runs or ended; None if the journal doesn't have it.
+
+        Raises:
+            StoreUnavailableError: if the store can't be asked.
+        """
+        record = await self._store.turn(turn_id)
+        if record is None:
+            return None
+        if _lapsed(record):
+            await self.look_after(record)
+            record = await self._store.turn(turn_id) or record
+        if (runner := self._running.get(record.chat_id)) is not None and runner.record.turn_id == turn_id:
+            return self._handle(runner)
+        if record.state is TurnState.running:
+            return self._replica(record)
+        if (handle := self._known(record)) is not None:
+            return handle
+        tail = await Replica(self._store, record).load()
+        return self._keep(TurnHandle(tail, stop=lambda reason: self._stop_elsewhere(turn_id, reason)))
+
+    async def newest_turn(self, chat_id: str) -> TurnHandle | None:
+        """Return a chat's newest turn; None if there is no such chat or it has none."""
+        if (runner := self._running.get(chat_id)) is not None:
+            await trio.lowlevel.checkpoint()
+            return self._handle(runner)
+        chat = await self._store.chat(chat_id)
+        return None if chat is None or chat.turn is None else await self.turn(chat.turn.turn_id)
 
     async def chat(self, chat_id: str) -> ChatRecord | None:
-        """Return the chat's messages and its newest turn as the store has them."""
-        return await self._store.chat(chat_id)
+        """Return the chat's messages and its newest turn as the store has them, a lost one as lost."""
+        chat = await self._store.chat(chat_id)
+        if chat is not None and chat.turn is not None and _lapsed(chat.turn):
+            await self.look_after(chat.turn)
+            chat = await self._store.chat(chat_id)
+        return chat
+
+    async def stop(self, chat_id: str, reason: str = "stopped") -> TurnState | None:
+        """Stop a chat's newest turn, running or suspended. Idempotent.
+
+        Returns:
+            The turn's outcome, or None if the chat has no turn.
+
+        Raises:
+            StoreUnavailableError: if the end could not be stored.
+        """
+        turn = await self.newest_turn(chat_id)
+        return None if turn is None else await turn.stop(reason)
+
+    async def _stop_elsewhere(self, turn_id: str, reason: str) -> TurnState:
+        """End a turn that is suspended, or that another process runs: by adopting it."""
+        record = await self._store.turn(turn_id)
+        if record is None:
+            raise TurnNotFoundError("there is no such turn")
+        if not record.state.ended:
+            with trio.move_on_after(self._limits.hub.begin_s, shield=True):
+                await self._end_abandoned(record, reason)
+            record = await self._store.turn(turn_id) or record
+        return record.state
+
+    def _replica(self, record: TurnRecord) -> TurnHandle:
+        handle = self._known(record)
+        if handle is None:
+            replica = Replica(self._store, record)
+            handle = self._keep(
+                TurnHandle(replica.tail, stop=lambda reason: self._stop_elsewhere(record.turn_id, reason))
+            )
+            self._turn_nursery.start_soon(
+                replica.run, self.look_after, self._limits.hub.replica_poll_s, name=f"replica of {handle.id}"
+            )
+        return handle
+
+    def _known(self, record: TurnRecord) -> TurnHandle | None:
+        """Return the handle of an earlier look at a turn, if the turn is still what it was then."""
+        handle = self._handles.get(record.turn_id)
+        return handle if handle is not None and handle.shows(record) else None
+
+    def _keep(self, handle: TurnHandle) -> TurnHandle:
+        self._handles[handle.id] = handle
+        self._handles.move_to_end(handle.id)
+        limits = self._limits.hub
+        while len(self._handles) > limits.kept_tails or (
+            len(self._handles) > 1
+            and sum(kept.bytes for kept in self._handles.values()) > limits.kept_tail_bytes
+        ):
+            self._handles.popitem(last=False)
+        return handle
 
     @property
     def closing(self) -> bool:
@@ -211,7 +337,7 @@ class Hub:
 
     def statistics(self) -> HubStatistics:
         """Count what is going on."""
-        tails = [handle._runner.tail for handle in self._running.values()]
+        tails = [runner.tail for runner in self._running.values()]
         return HubStatistics(
             turns_running=len(tails),
             followers=sum(tail.followers for tail in tails),
@@ -234,10 +360,17 @@ class Hub:
                 await self._quiet.park()
 
 
-def _join(running: TurnHandle, key: str) -> TurnHandle:
-    if running.request_key != key:
+def _check_joins(record: TurnRecord, key: str) -> None:
+    if record.request_key != key:
         raise TurnConflictError("another message of this chat is being answered")
-    return running
+
+
+def _lapsed(record: TurnRecord) -> bool:
+    return (
+        record.state is TurnState.running
+        and record.lease_until is not None
+        and record.lease_until < time.time()
+    )
 
 
 @asynccontextmanager
@@ -247,30 +380,29 @@ async def open_hub(
     limits: Limits = Limits(),
     metrics: Metrics = NopMetrics(),
     error_text: ErrorText | None = None,
+    recover: Recover | None = None,
 ) -> AsyncIterator[Hub]:
     """Open a hub on a journal.
 
     Args:
-        journal: the URL of its store: `memory:`.
+        journal: the URL of its store: `memory:`, `sqlite:FILE`.
         limits: the numbers that differ from the defaults.
         metrics: where to count.
         error_text: words a producer's exception for the user; None, or a None from it, hides it.
+        recover: `async def recover(turn) -> bool`, asked once for a turn whose process died: it writes what is
+            missing of the answer and returns True, or returns False, and the turn is lost.
 
     Leaving the block cancels what is still running; those turns end as `lost`. Call `drain` before to let them end.
 
     Raises:
         ValueError: if the journal's URL is not understood.
     """
-    store = await open_store(journal)
-    try:
-        async with trio.open_nursery() as flusher_nursery:
-            async with trio.open_nursery() as turn_nursery:
-                hub = Hub(store, turn_nursery, limits, metrics, error_text)
-                flusher_nursery.start_soon(hub._flusher.run)
-                yield hub
-                hub._closing = True
-                turn_nursery.cancel_scope.cancel("the hub is closing")
-            flusher_nursery.cancel_scope.cancel("the hub is closed")
-    finally:
-        with trio.move_on_after(limits.turn.seal_s, shield=True):
-            await store.aclose()
+    async with open_store(journal) as store, trio.open_nursery() as flusher_nursery:
+        async with trio.open_nursery() as turn_nursery:
+            hub = Hub(store, turn_nursery, limits, metrics, error_text, recover)
+            flusher_nursery.start_soon(hub._flusher.run)
+            flusher_nursery.start_soon(keep_leases, store, hub._running, hub.look_after, limits.hub)
+            yield hub
+            hub._closing = True
+            turn_nursery.cancel_scope.cancel("the hub is closing")
+        flusher_nursery.cancel_scope.cancel("the hub is closed")

@@ -5,6 +5,7 @@ How a turn ends is read from how its producer ended, never from a flag:
 | the producer | outcome | last chunks, after those that close what is open |
 |---|---|---|
 | returned | finished | `finish` |
+| returned, and a tool call waits for the client's approval or output | suspended, which is no end | `finish` |
 | returned, and a relayed stream said `abort` | stopped | `abort`, `finish` |
 | raised | failed | `error`, with a text that hides the exception's |
 | was cancelled by a stop, or for want of followers | stopped | `abort`, `finish` |
@@ -20,12 +21,12 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import msgspec
-
 import trio
+
 from penstock.errors import (
     AnswerError,
     StoreUnavailableError,
@@ -40,7 +41,7 @@ from penstock.turns.flusher import Flusher
 from penstock.turns.turn import Producer, Turn
 from penstock.wire.assembly import Assembly
 from penstock.wire.chunks import Abort, AnyChunk, Error, Finish, Start
-from penstock.wire.codec import decode_chunk, encode
+from penstock.wire.codec import decode_stored, encode
 from penstock.wire.grammar import Grammar
 from penstock.wire.messages import UIMessage
 
@@ -57,30 +58,37 @@ INTERRUPTED = "The tool call was interrupted."
 class _End(NamedTuple):
     state: TurnState
     text: str = ""
-    """The error's text, or the reason of a stop."""
+    """The error's text, the reason of a stop, or the finish reason."""
+
+
+class RunnerOptions(NamedTuple):
+    """What all runners of a hub share."""
+
+    store: Store
+    flusher: Flusher
+    limits: TurnLimits
+    metrics: Metrics
+    error_text: ErrorText | None
+
+
+class NotRecoveredError(Exception):
+    """A `recover` hook found no answer: the turn is lost."""
 
 
 class Runner:
-    """One turn's owner."""
+    """One turn's owner. `history` are the entries that an earlier request or owner of the turn has stored."""
 
     def __init__(
         self,
         record: TurnRecord,
-        store: Store,
-        flusher: Flusher,
+        options: RunnerOptions,
         *,
-        limits: TurnLimits,
-        metrics: Metrics,
-        error_text: ErrorText | None,
         orphan_grace_s: float,
+        history: Sequence[bytes] = (),
     ) -> None:
         self.record = record
         self.tail = LiveTail(record)
-        self._store = store
-        self._flusher = flusher
-        self._limits = limits
-        self._metrics = metrics
-        self._error_text = error_text
+        self._store, self._flusher, self._limits, self._metrics, self._error_text = options
         self._orphan_grace_s = orphan_grace_s
         self._grammar = Grammar()
         self._assembly = Assembly(record.turn_id)
@@ -96,12 +104,29 @@ class Runner:
         self._last: list[tuple[AnyChunk, bytes]] = []
         if orphan_grace_s != math.inf:
             self.tail.followers_changed = self._restart_orphan_clock
-        self.write_nowait(Start(message_id=record.turn_id))
+        for json in history:
+            self._take(decode_stored(json), json)
+        self.tail.mark_stored(len(history))
+
+    def begin(self, decisions: Callable[[Grammar], Iterable[AnyChunk]] | None = None) -> None:
+        """Write the first chunk of a request's part of the turn, and what the user decided since the last."""
+        if self._grammar.ended:
+            self._grammar.resume()
+        self.tail.first_entry = len(self.tail.entries)
+        self.write_nowait(Start(message_id=self.record.turn_id))
+        if decisions is not None:
+            for chunk in decisions(self._grammar):
+                self.write_nowait(chunk)
 
     @property
     def sealed(self) -> bool:
         """Whether nothing can be written any more."""
         return self._end is not None
+
+    @property
+    def open(self) -> bool:
+        """Whether the message has begun, and not finished."""
+        return self._grammar.started and not self._grammar.ended
 
     def message(self) -> UIMessage:
         """Assemble the message so far."""
@@ -128,13 +153,22 @@ class Runner:
         json = encode(chunk)
         if self.tail.bytes + len(json) > self._limits.turn_bytes:
             raise AnswerError("The answer is too long.")
+        self._take(chunk, json)
+        self._flusher.mark(self.tail)
+
+    def _take(self, chunk: AnyChunk, json: bytes) -> None:
+        if self._grammar.ended and isinstance(chunk, Start):
+            self._grammar.resume()  # a seam in the history
         self._grammar.apply(chunk)
         self._assembly.apply(chunk)
         self.tail.append(chunk, json)
-        self._flusher.mark(self.tail)
 
-    async def wait_turn_to_write(self) -> None:
-        """What every write of a producer awaits: sees a cancellation, lets others run, waits for a slow store."""
+    async def write(self, chunk: AnyChunk) -> None:
+        """Write for a producer: sees a cancellation, lets others run now and then, waits for a slow store.
+
+        Cancelled, the chunk is written all the same.
+        """
+        self.write_nowait(chunk)
         tail = self.tail
         limits = self._limits
         while (
@@ -148,11 +182,12 @@ class Runner:
         else:
             await trio.lowlevel.checkpoint_if_cancelled()
 
-    async def run(self, producer: Producer, turn: Turn) -> None:
-        """Run the producer to its end and seal the turn. The hub's nursery is its only caller."""
+    async def run(self, producer: Producer | None, turn: Turn) -> None:
+        """Run the producer to its end and seal the turn, as lost where there is none. For the hub's nursery only."""
         self._metrics.gauge("turns_running", 1)
         try:
-            await self._produce(producer, turn)
+            if producer is not None:
+                await self._produce(producer, turn)
         finally:
             try:
                 with trio.move_on_after(self._limits.seal_s, shield=True):
@@ -181,17 +216,42 @@ class Runner:
             await self._seal(_End(TurnState.stopped, self._stop_reason))
         return await self.tail.wait_ended()
 
+    def reopen(self) -> None:
+        """Close what the old owner left open, so that a `recover` hook can write on."""
+        if not self.open:
+            self.begin()
+        for chunk in self._grammar.closing_chunks(INTERRUPTED):
+            self.write_nowait(chunk)
+
+    async def end_as_stopped(self, reason: str) -> None:
+        """Seal a turn that has no producer.
+
+        Raises:
+            StoreUnavailableError: if that could not be stored.
+        """
+        await self._seal(_End(TurnState.stopped, reason))
+        if not self.tail.ended:
+            raise StoreUnavailableError("the end of the turn could not be stored")
+
+    def fence(self) -> None:
+        """Give the turn up: another process has adopted it."""
+        self._producer_scope.cancel("another process took the turn over")
+
     async def _produce(self, producer: Producer, turn: Turn) -> None:
         """Run the producer and note how it ended. A cancellation from outside passes through."""
         try:
             with self._producer_scope:
                 await producer(turn)
-                if self._aborted is None:
-                    self._produced = _End(TurnState.finished, turn.finish_reason or "stop")
-                else:
+                if self._aborted is not None:
                     self._produced = _End(TurnState.stopped, self._aborted)
+                elif self._grammar.awaits_client:
+                    self._produced = _End(TurnState.suspended, turn.finish_reason or "tool-calls")
+                else:
+                    self._produced = _End(TurnState.finished, turn.finish_reason or "stop")
             if self._produced is None:
                 self._produced = _End(TurnState.stopped, self._stop_reason or "nobody is following")
+        except* NotRecoveredError:
+            self._produced = _End(TurnState.lost, LOST)
         except* TurnSealedError:
             # It wrote on after a forced stop; the seal was written by then.
             self._produced = _End(TurnState.stopped, self._stop_reason or "")
@@ -225,12 +285,13 @@ class Runner:
                 self._end = end
             offset = self.tail.stored
             rest = [entry.json for entry in self.tail.entries[offset:]] + [json for _, json in self._last]
+            at = time.time()
             try:
                 won = await self._store.seal(
-                    Batch(self.record, offset, rest), self._end.state, self.message(), time.time()
+                    Batch(self.record, offset, rest), self._end.state, self.message(), at=at
                 )
                 if won:
-                    self.tail.seal(self._end.state, self._last)
+                    self.tail.seal(self._end.state, self._last, at)
                 else:
                     await self._take_over()
             except StoreUnavailableError as exc:
@@ -238,7 +299,9 @@ class Runner:
 
     def _last_chunks(self, end: _End) -> list[AnyChunk]:
         """Close what is open and say how it ended, through the grammar like all else."""
-        good = end.state is TurnState.finished
+        good = end.state in (TurnState.finished, TurnState.suspended)
+        if not self.open:
+            self.begin()  # it ended in a seam, or before its first entry was stored
         chunks = self._grammar.closing_chunks(None if good else INTERRUPTED)
         if good:
             chunks.append(Finish(finish_reason=end.text))  # type: ignore[arg-type]
@@ -253,14 +316,13 @@ class Runner:
 
     async def _take_over(self) -> None:
         """Someone else ended this turn: show their end instead of ours."""
-        record = await self._store.turn(self.record.chat_id, self.record.turn_id)
-        if record is None or not record.state.ended:
-            raise StoreUnavailableError("the turn's record is gone")
+        record = await self._store.turn(self.record.turn_id)
+        if record is None or record.state is TurnState.running:
+            # Somebody adopted the turn and runs it. What followers saw here may be more than the journal has.
+            raise StoreUnavailableError("the turn has another owner now")
         offset = len(self.tail.entries)
-        rest = await self._store.read(
-            self.record.chat_id, self.record.turn_id, offset, max(record.entries - offset, 0)
-        )
-        self.tail.seal(record.state, [(decode_chunk(json), json) for json in rest])
+        rest = await self._store.read(self.record.turn_id, offset, max(record.entries - offset, 0))
+        self.tail.seal(record.state, [(decode_stored(json), json) for json in rest], record.ended_at)
 
     def _restart_orphan_clock(self) -> None:
         grace_s = self._orphan_grace_s if self.tail.followers == 0 else math.inf

@@ -8,9 +8,7 @@
 A producer is a function that is given a writer, never a generator that yields: inside it nurseries and timeouts are
 legal. It never says how the turn ends; it returns, raises, or is cancelled, and the runner draws the conclusion.
 
-The parts (text, reasoning, step, tool call) are context managers. A part that is left by a return or by an error ends
-itself, so that a producer may catch a failed tool's error and go on. A part that is left by a cancellation writes
-nothing: whatever is open then is the runner's to close.
+The parts (text, reasoning, step, tool call) are context managers; see `parts.py`.
 """
 
 from __future__ import annotations
@@ -18,12 +16,12 @@ from __future__ import annotations
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from msgspec import UNSET, UnsetType
 
-from penstock.errors import AnswerError, LocalProtocolError, PenstockError, RemoteProtocolError
+from penstock.errors import AnswerError
+from penstock.turns.parts import ApprovedCall, Step, TextPart, ToolCall
 from penstock.wire.chunks import (
     Abort,
     AnyChunk,
@@ -32,7 +30,6 @@ from penstock.wire.chunks import (
     File,
     Finish,
     FinishReason,
-    FinishStep,
     MessageMetadata,
     ReasoningDelta,
     ReasoningEnd,
@@ -40,25 +37,14 @@ from penstock.wire.chunks import (
     SourceDocument,
     SourceUrl,
     Start,
-    StartStep,
     TextDelta,
     TextEnd,
     TextStart,
-    ToolInputAvailable,
-    ToolInputDelta,
-    ToolInputError,
-    ToolInputStart,
-    ToolOutputAvailable,
-    ToolOutputError,
 )
-from penstock.wire.codec import decode_json
 from penstock.wire.messages import UIMessage
 
 if TYPE_CHECKING:
     from penstock.turns.runner import Runner
-
-TOOL_FAILED = "The tool failed."
-"""What the user reads of a tool call whose block raised. The exception's own text stays here."""
 
 
 class Turn:
@@ -119,8 +105,7 @@ class Turn:
             case Abort(reason=reason):
                 self._runner.aborted_by_producer("" if reason is UNSET else reason)
                 return
-        self._runner.write_nowait(chunk)
-        await self._runner.wait_turn_to_write()
+        await self._runner.write(chunk)
 
     async def write_from(self, chunks: AsyncIterable[AnyChunk]) -> None:
         """Write a whole stream of chunks. An async generator is closed, also when this is cancelled."""
@@ -136,7 +121,7 @@ class Turn:
         """Open a text part: `async with turn.text() as text: await text.write("…")`."""
         part_id = id or self._next_id("text")
         return TextPart(
-            self,
+            self._runner,
             TextStart(id=part_id),
             lambda delta: TextDelta(id=part_id, delta=delta),
             TextEnd(id=part_id),
@@ -146,7 +131,7 @@ class Turn:
         """Open a reasoning part, written like text."""
         part_id = id or self._next_id("reasoning")
         return TextPart(
-            self,
+            self._runner,
             ReasoningStart(id=part_id),
             lambda delta: ReasoningDelta(id=part_id, delta=delta),
             ReasoningEnd(id=part_id),
@@ -154,7 +139,7 @@ class Turn:
 
     def step(self) -> Step:
         """Open a step: one model call. What is still open inside it is closed with it."""
-        return Step(self)
+        return Step(self._runner)
 
     def tool_call(
         self,
@@ -180,7 +165,7 @@ class Turn:
             provider_executed: the model's provider runs it; the client's `onToolCall` is not asked.
         """
         return ToolCall(
-            self,
+            self._runner,
             name,
             input,
             id or f"call_{secrets.token_hex(12)}",
@@ -189,6 +174,29 @@ class Turn:
                 "dynamic": dynamic or UNSET,
                 "provider_executed": provider_executed or UNSET,
             },
+        )
+
+    def approved_calls(self) -> list[ApprovedCall]:
+        """Return the tool calls that the user has approved and that have no output yet.
+
+        When a producer returned with an approval requested, the turn was suspended. The client's next request runs
+        the producer again, and this is what it has to do first: `async with turn.resume_call(call) as tool:`.
+        """
+        return [
+            ApprovedCall(
+                part["toolCallId"],
+                part["toolName"] if part["type"] == "dynamic-tool" else part["type"].removeprefix("tool-"),
+                part.get("input"),
+                part["type"] == "dynamic-tool",
+            )
+            for part in self._runner.message().parts
+            if part.get("state") == "approval-responded" and part["approval"]["approved"] is True
+        ]
+
+    def resume_call(self, call: ApprovedCall) -> ToolCall:
+        """Open an approved tool call again, to give its output."""
+        return ToolCall(
+            self._runner, call.name, UNSET, call.id, {"dynamic": call.dynamic or UNSET}, begun=True
         )
 
     async def source(self, url: str, *, title: str | UnsetType = UNSET, id: str | None = None) -> None:
@@ -228,150 +236,6 @@ class Turn:
     def _next_id(self, noun: str) -> str:
         self._parts += 1
         return f"{noun}-{self._parts}"
-
-    def _end_part(self, kind: type[BaseException] | None, *last: AnyChunk) -> None:
-        """Write a part's last chunks without a checkpoint, unless it is left by a cancellation."""
-        if kind is not None and not issubclass(kind, Exception):
-            return
-        try:
-            for chunk in last:
-                self._runner.write_nowait(chunk)
-        except PenstockError:
-            # An error that is on its way is the one to tell; the runner closes what this could not.
-            if kind is None:
-                raise
-
-
-class TextPart:
-    """An open text or reasoning part."""
-
-    def __init__(self, turn: Turn, start: AnyChunk, delta: Callable[[str], AnyChunk], end: AnyChunk) -> None:
-        self._turn = turn
-        self._start = start
-        self._delta = delta
-        self._end = end
-
-    async def __aenter__(self) -> Self:
-        await self._turn.write(self._start)
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._turn._end_part(kind, self._end)
-
-    async def write(self, delta: str) -> None:
-        """Write more of the part's text. An empty string writes nothing."""
-        if delta:
-            runner = self._turn._runner
-            runner.write_nowait(self._delta(delta))
-            await runner.wait_turn_to_write()
-
-
-class Step:
-    """An open step."""
-
-    def __init__(self, turn: Turn) -> None:
-        self._turn = turn
-
-    async def __aenter__(self) -> Self:
-        await self._turn.write(StartStep())
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        # Clients of 5 and 6 forget what is open when a step ends, so it is closed before.
-        self._turn._end_part(kind, *self._turn._runner.open_text_ends(), FinishStep())
-
-
-class ToolCall:
-    """An open tool call."""
-
-    def __init__(self, turn: Turn, name: str, input: Any, id: str, fields: dict[str, Any]) -> None:
-        self._turn = turn
-        self._name = name
-        self._input = input
-        self.id = id
-        """The call's `toolCallId`."""
-        self._fields = fields
-        self._outputs = {key: value for key, value in fields.items() if key != "title"}
-        self._input_text: list[str] = []
-        self._has_input = False
-        self._has_output = False
-
-    async def __aenter__(self) -> Self:
-        if self._input is UNSET:
-            await self._turn.write(ToolInputStart(tool_call_id=self.id, tool_name=self._name, **self._fields))
-        else:
-            await self.set_input(self._input)
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        last: list[AnyChunk] = []
-        if kind is not None:
-            if not self._has_output:
-                last.append(self._failed(TOOL_FAILED))
-        elif not self._has_input:
-            last.append(self._parse_input())
-        self._turn._end_part(kind, *last)
-
-    async def write_input(self, delta: str) -> None:
-        """Write more of the input's JSON text. It is parsed when the block ends, or at `set_input`'s word before."""
-        if delta:
-            self._input_text.append(delta)
-            await self._turn.write(ToolInputDelta(tool_call_id=self.id, input_text_delta=delta))
-
-    async def set_input(self, value: Any) -> None:
-        """Give the whole input."""
-        self._has_input = True
-        await self._turn.write(self._available(value))
-
-    async def output(self, value: Any, *, preliminary: bool = False) -> None:
-        """Give the output: any JSON value. A preliminary one is replaced by the next."""
-        await self._settle_input()
-        self._has_output = not preliminary
-        await self._turn.write(
-            ToolOutputAvailable(
-                tool_call_id=self.id, output=value, preliminary=preliminary or UNSET, **self._outputs
-            )
-        )
-
-    async def error(self, text: str) -> None:
-        """End the call with an error that the user may read."""
-        await self._settle_input()
-        self._has_output = True
-        await self._turn.write(self._failed(text))
-
-    async def _settle_input(self) -> None:
-        if not self._has_input:
-            chunk = self._parse_input()
-            if isinstance(chunk, ToolInputError):
-                raise LocalProtocolError("the streamed tool input is not JSON")
-            self._has_input = True
-            await self._turn.write(chunk)
-
-    def _parse_input(self) -> AnyChunk:
-        text = "".join(self._input_text)
-        try:
-            return self._available(decode_json(text.encode()) if text else {})
-        except (RemoteProtocolError, UnicodeEncodeError):
-            self._has_output = True
-            return ToolInputError(
-                tool_call_id=self.id,
-                tool_name=self._name,
-                input=text,
-                error_text="The tool input is not valid JSON.",
-                **self._fields,
-            )
-
-    def _available(self, value: Any) -> AnyChunk:
-        return ToolInputAvailable(tool_call_id=self.id, tool_name=self._name, input=value, **self._fields)
-
-    def _failed(self, text: str) -> AnyChunk:
-        return ToolOutputError(tool_call_id=self.id, error_text=text, **self._outputs)
 
 
 Producer: TypeAlias = Callable[[Turn], Awaitable[None]]

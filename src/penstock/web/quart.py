@@ -7,24 +7,27 @@ Penstock(app, answer, prefix="/api/chat")
 from __future__ import annotations
 
 import logging
+from collections.abc import Awaitable, Callable
 from importlib import resources
 from typing import Any, cast
 
-from quart import Response
+from quart import Response, request
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException
 
-from penstock.connections.transport import ASGIApp
+from penstock.connections.transport import ASGIApp, Scope
 from penstock.errors import RemoteProtocolError, StoreUnavailableError
-from penstock.journal.position import Position
-from penstock.journal.store import ChatRecord, check_journal
+from penstock.journal.store import ChatRecord, TurnState, check_journal
 from penstock.limits import Limits
 from penstock.metrics import Metrics, NopMetrics
-from penstock.turns.hub import Hub, TurnHandle
+from penstock.turns.handle import TurnHandle
+from penstock.turns.hub import Hub, Recover
 from penstock.turns.runner import ErrorText
 from penstock.turns.turn import Producer
+from penstock.web.auth import NO_CHAT, Action, Authorize, allow_everyone, authorized
+from penstock.web.request import HttpError
 from penstock.web.streams import Streams
-from penstock.wire.codec import encode_json
+from penstock.wire.codec import decode_json, encode_json
 from penstock.wire.messages import UIMessage, check_chat_id
 from penstock.wire.versions import DEFAULT_SDK_VERSION, SdkVersion
 
@@ -42,6 +45,8 @@ class Penstock:
         sdk_version: the version of the `ai` package that clients have where they don't say it themselves.
         orphan_grace_s: seconds that a turn outlives its last follower; None: to its end.
         error_text: an app's own words for a producer's exception.
+        recover: asked once for the rest of an answer whose process died; see `open_hub`.
+        authorize: who may do what with a chat; see `penstock.web.auth`.
         limits: the numbers that differ from the defaults.
         metrics: where to count.
         probes: whether to add `/health/live` and `/health/ready`.
@@ -57,6 +62,8 @@ class Penstock:
         sdk_version: SdkVersion = DEFAULT_SDK_VERSION,
         orphan_grace_s: float | None = None,
         error_text: ErrorText | None = None,
+        recover: Recover | None = None,
+        authorize: Authorize = allow_everyone,
         limits: Limits = Limits(),
         metrics: Metrics = NopMetrics(),
         probes: bool = True,
@@ -73,11 +80,19 @@ class Penstock:
             sdk_version=sdk_version,
             orphan_grace_s=orphan_grace_s,
             error_text=error_text,
+            recover=recover,
+            authorize=authorize,
             limits=limits,
             metrics=metrics,
         )
         app.asgi_app = self._streams  # type: ignore[method-assign, assignment]
-        app.add_url_rule(f"{prefix}/<chat_id>", "penstock_chat", self._chat, methods=["GET"])
+        self._authorize = authorize
+        self._limits = limits
+        chat = f"{prefix}/<chat_id>"
+        app.add_url_rule(chat, "penstock_chat", self._chat, methods=["GET"])
+        app.add_url_rule(f"{chat}/stop", "penstock_stop", self._stop, methods=["POST"])
+        for path, name in (("", "penstock_turn"), ("/recover", "penstock_recover")):
+            app.add_url_rule(f"{chat}/turns/<turn_id>{path}", name, self._turn, methods=["GET"])
         if probes:
             app.add_url_rule("/health/live", "penstock_live", self._live, methods=["GET"])
             app.add_url_rule("/health/ready", "penstock_ready", self._ready, methods=["GET"])
@@ -88,20 +103,46 @@ class Penstock:
         return self._streams.hub
 
     async def _chat(self, chat_id: str) -> Response:
-        try:
-            check_chat_id(chat_id)
-        except RemoteProtocolError as exc:
-            return _text(exc.status, str(exc))
-        hub = self.hub
-        if hub is None:
-            return _text(503, "The server is starting or shutting down.")
-        try:
+        async def answer() -> Response:
+            await self._check(chat_id, "read")
+            hub = self._streams.open_hub()
             record = await hub.chat(chat_id)
-        except StoreUnavailableError:
-            return _text(503, "The journal is not available.")
-        if record is None:
-            return _text(404, "There is no such chat.")
-        return _json(chat_state(record, hub.running(chat_id)))
+            if record is None:
+                raise HttpError(404, NO_CHAT)
+            turn = None if record.turn is None else await hub.turn(record.turn.turn_id)
+            return _json(chat_state(record, turn))
+
+        return await _in_sentences(answer)
+
+    async def _turn(self, chat_id: str, turn_id: str) -> Response:
+        async def answer() -> Response:
+            await self._check(chat_id, "read")
+            turn = await self._streams.open_hub().turn(turn_id)
+            if turn is None or turn.chat_id != chat_id:
+                raise HttpError(404, "There is no such turn.")
+            return _json({**turn_state(turn), "message": turn.message()})
+
+        return await _in_sentences(answer)
+
+    async def _stop(self, chat_id: str) -> Response:
+        async def answer() -> Response:
+            who = await self._check(chat_id, "stop")
+            data = await request.get_data(cache=False, as_text=False)
+            why = ""
+            if data:
+                body = decode_json(data, limits=self._limits.wire, max_bytes=self._limits.wire.chunk_bytes)
+                if isinstance(body, dict) and isinstance(body.get("reason"), str):
+                    why = body["reason"][: self._limits.wire.reason_chars]
+            state = await self._streams.open_hub().stop(chat_id, f"{who}: {why}" if why else who)
+            if state is None:
+                raise HttpError(404, NO_CHAT)
+            return _json({"state": state.value})
+
+        return await _in_sentences(answer)
+
+    async def _check(self, chat_id: str, action: Action) -> str:
+        check_chat_id(chat_id)
+        return await authorized(self._authorize, cast("Scope", request.scope), chat_id, action)
 
     async def _live(self) -> Response:
         return _text(200, "live")
@@ -112,27 +153,39 @@ class Penstock:
         return _text(200, "ready")
 
 
-def chat_state(record: ChatRecord, running: TurnHandle | None) -> dict[str, Any]:
+async def _in_sentences(answer: Callable[[], Awaitable[Response]]) -> Response:
+    try:
+        return await answer()
+    except (HttpError, RemoteProtocolError) as exc:
+        return _text(exc.status, str(exc))
+    except StoreUnavailableError as exc:
+        logger.error("a request could not be answered: %s", exc)
+        return _text(503, "The journal is not available.")
+
+
+def chat_state(record: ChatRecord, turn: TurnHandle | None) -> dict[str, Any]:
     """Return a chat's state as the HTTP contract has it."""
-    turn = record.turn
     messages: list[UIMessage] = list(record.messages)
-    if turn is None:
-        return {"id": record.chat_id, "turn": None, "messages": messages}
-    position = Position(turn.turn_id, turn.epoch, turn.entries - 1)
-    if running is not None and running.id == turn.turn_id:
-        position = running.position or position
-        messages.append(running.message())
+    if turn is not None and turn.state is TurnState.running:
+        messages = [message for message in messages if message.id != turn.id] + [turn.message()]
     return {
         "id": record.chat_id,
-        "turn": {
-            "id": turn.turn_id,
-            "state": turn.state.value,
-            "position": str(position),
-            "missing": False,
-            "startedAt": turn.started_at,
-            "endedAt": turn.ended_at,
-        },
+        "turn": None if turn is None else turn_state(turn),
         "messages": messages,
+    }
+
+
+def turn_state(turn: TurnHandle) -> dict[str, Any]:
+    """Return a turn's state as the HTTP contract has it."""
+    position = turn.position
+    return {
+        "id": turn.id,
+        "state": turn.state.value,
+        "position": None if position is None else str(position),
+        # What its dead process had not stored yet is not there, and nobody knows whether there was any.
+        "missing": turn.state is TurnState.lost,
+        "startedAt": turn.record.started_at,
+        "endedAt": turn.ended_at,
     }
 
 

@@ -40,14 +40,27 @@ def header(scope: Scope, name: bytes) -> str | None:
     return values[0].decode("latin-1") if values else None
 
 
+def query_parameter(scope: Scope, name: str) -> str | None:
+    """Return a query parameter, None if it is absent; the last where it is there more than once.
+
+    Raises:
+        HttpError: if the query has too many parameters.
+    """
+    try:
+        query = parse_qs(scope["query_string"].decode("latin-1"), max_num_fields=100)
+    except ValueError:
+        raise HttpError(400, "The query has too many parameters.") from None
+    values = query.get(name)
+    return values[-1] if values else None
+
+
 def sdk_version(scope: Scope, default: SdkVersion) -> SdkVersion:
     """Return the version of `ai` that the client says it is: `?sdk=` or `x-penstock-sdk`, else the app's.
 
     Raises:
         RemoteProtocolError: if it says something else.
     """
-    query = parse_qs(scope["query_string"].decode("latin-1"), max_num_fields=100)
-    said = query.get("sdk", [None])[-1] or header(scope, b"x-penstock-sdk")
+    said = query_parameter(scope, "sdk") or header(scope, b"x-penstock-sdk")
     return default if said is None else parse_sdk_version(said)
 
 

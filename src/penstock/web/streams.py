@@ -1,25 +1,49 @@
 """The routes that stream, as plain ASGI: they see the client leave, batch their writes, and can cut a response.
 
-`Streams` answers `POST {prefix}` itself, owns the hub for the length of the app's lifespan, and hands every other
-request to the app behind it.
+`Streams` answers `POST {prefix}` and `GET {prefix}/{chat}/stream` itself, owns the hub for the length of the app's
+lifespan, and hands every other request to the app behind it.
 """
 
 from __future__ import annotations
 
 import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import TypeAlias
 
 import trio
+
 from penstock.connections.connection import Connection, open_connection
 from penstock.connections.transport import ASGIApp, AsgiTransport, Receive, Scope, Send
-from penstock.errors import RemoteProtocolError, StoreUnavailableError, TurnConflictError
+from penstock.errors import (
+    RemoteProtocolError,
+    StoreUnavailableError,
+    TurnConflictError,
+    TurnNotFoundError,
+)
+from penstock.journal.position import Position
+from penstock.journal.store import TurnState
 from penstock.journal.subscription import Subscription
-from penstock.limits import Limits
+from penstock.limits import Limits, WireLimits
 from penstock.metrics import Metrics
-from penstock.turns.hub import Hub, HubFullError, TurnHandle, open_hub
+from penstock.turns.handle import TurnHandle
+from penstock.turns.hub import Hub, HubFullError, Recover, open_hub
 from penstock.turns.runner import ErrorText
 from penstock.turns.turn import Producer
-from penstock.web.request import ClientGoneError, HttpError, answer_error, read_json_body, sdk_version
-from penstock.wire.messages import ChatRequest, UIMessage, read_chat_request
+from penstock.web.auth import NO_CHAT, Authorize, authorized
+from penstock.web.request import (
+    ClientGoneError,
+    HttpError,
+    answer_error,
+    header,
+    query_parameter,
+    read_json_body,
+    sdk_version,
+)
+from penstock.wire.codec import encode
+from penstock.wire.messages import ChatRequest, UIMessage, check_chat_id, read_chat_request
+from penstock.wire.sse import chunk_frame
 from penstock.wire.versions import SdkVersion, speaks
 
 logger = logging.getLogger("penstock.web")
@@ -36,6 +60,9 @@ _HEADERS = (
 )
 
 
+Route: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
 class Streams:
     """The streaming half of an app, in front of the other half."""
 
@@ -49,6 +76,8 @@ class Streams:
         sdk_version: SdkVersion,
         orphan_grace_s: float | None,
         error_text: ErrorText | None,
+        recover: Recover | None,
+        authorize: Authorize,
         limits: Limits,
         metrics: Metrics,
     ) -> None:
@@ -59,6 +88,8 @@ class Streams:
         self._sdk_version: SdkVersion = sdk_version
         self._orphan_grace_s = orphan_grace_s
         self._error_text = error_text
+        self._recover = recover
+        self._authorize = authorize
         self._limits = limits
         self._metrics = metrics
         self.hub: Hub | None = None
@@ -73,16 +104,32 @@ class Streams:
             raise RuntimeError(NOT_ON_TRIO)
         if scope["type"] == "lifespan":
             await self._live(scope, receive, send)
-        elif scope["type"] == "http" and scope["path"] == self._prefix:
-            await self._post(scope, receive, send)
+        elif scope["type"] != "http":
+            await self._behind(scope, receive, send)
+        elif scope["path"] == self._prefix:
+            await self._answer_in_sentences(self._post, scope, receive, send)
+        elif (chat_id := self._chat_of_stream(scope["path"])) is not None:
+            await self._answer_in_sentences(partial(self._resume, chat_id), scope, receive, send)
         else:
             await self._behind(scope, receive, send)
+
+    def _chat_of_stream(self, path: str) -> str | None:
+        """Return what stands for the chat in `{prefix}/{chat}/stream`."""
+        start, end = f"{self._prefix}/", "/stream"
+        if not path.startswith(start) or not path.endswith(end):
+            return None
+        chat_id = path[len(start) : -len(end)]
+        return chat_id if chat_id and "/" not in chat_id else None
 
     async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Hold the hub open round the lifespan of the app behind us."""
         server = scope.get("extensions", {}).get("penstock.server")
         async with open_hub(
-            journal=self._journal, limits=self._limits, metrics=self._metrics, error_text=self._error_text
+            journal=self._journal,
+            limits=self._limits,
+            metrics=self._metrics,
+            error_text=self._error_text,
+            recover=self._recover,
         ) as hub:
             self.hub = hub
             try:
@@ -94,24 +141,93 @@ class Streams:
             finally:
                 self.hub = None
 
-    async def _post(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _answer_in_sentences(self, route: Route, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run a route; what it refuses before its stream began is answered with a status and a sentence."""
         try:
-            if scope["method"] != "POST":
-                raise HttpError(405, "Send a chat message with POST.", (b"allow", b"POST"))
-            version = sdk_version(scope, self._sdk_version)
-            body = await read_json_body(scope, receive, self._limits.wire)
-            turn = await self._start(read_chat_request(body, self._limits.wire))
+            await route(scope, receive, send)
         except ClientGoneError:
-            return
+            pass
         except (HttpError, RemoteProtocolError) as exc:
             await answer_error(send, exc)
+        except StoreUnavailableError as exc:
+            logger.error("a request could not be answered: %s", exc)
+            await answer_error(send, HttpError(503, "The journal is not available.", (b"retry-after", b"5")))
+
+    def open_hub(self) -> Hub:
+        """Return the hub.
+
+        Raises:
+            HttpError: 503, while the app is not being served.
+        """
+        if self.hub is None:
+            raise HttpError(503, "The server is starting or shutting down.", (b"retry-after", b"1"))
+        return self.hub
+
+    async def _post(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] != "POST":
+            raise HttpError(405, "Send a chat message with POST.", (b"allow", b"POST"))
+        version = sdk_version(scope, self._sdk_version)
+        body = await read_json_body(scope, receive, self._limits.wire)
+        request = read_chat_request(body, self._limits.wire)
+        await authorized(self._authorize, scope, request.chat_id, "write")
+        turn = await self._start(request)
+        await self._stream(turn, turn.first_entry - 1, (), version, scope, receive, send)
+
+    async def _resume(self, chat_id: str, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] != "GET":
+            raise HttpError(405, "Resume a stream with GET.", (b"allow", b"GET"))
+        check_chat_id(chat_id)
+        version = sdk_version(scope, self._sdk_version)
+        hub = self.open_hub()
+        if (start_index := query_parameter(scope, "startIndex")) is not None:
+            await self._resume_at_index(hub, chat_id, start_index, scope, receive, send)
             return
-        await self._stream(turn, version, AsgiTransport(scope, receive, send, _stream_headers(scope, turn)))
+        try:
+            await authorized(self._authorize, scope, chat_id, "read")
+            turn = await hub.newest_turn(chat_id)
+        except HttpError as exc:
+            if exc.status != 404:
+                raise
+            turn = None  # another's chat: the same answer as for none
+        after = None if turn is None else _cursor(scope, turn)
+        if turn is None or (after is None and self._is_old(turn)):
+            await send({"type": "http.response.start", "status": 204, "headers": []})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        elif after is not None:
+            await self._stream(turn, after, (), version, scope, receive, send)
+        else:
+            # Taken in one go with the offset that follows it: nothing is awaited between.
+            after = turn.entries - 1
+            replay = _replay(turn, version, self._limits)
+            await self._stream(turn, after, replay, version, scope, receive, send)
+
+    async def _resume_at_index(
+        self, hub: Hub, run_id: str, start_index: str, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        """Serve `WorkflowChatTransport`, which counts the chunks it got: on its streams, one for each entry.
+
+        A run is a turn, or the part of one that answers a later request: `<turn>` or `<turn>~<offset>`.
+        """
+        turn_id, _, base = run_id.partition("~")
+        turn = await hub.turn(turn_id)
+        if turn is not None:
+            await authorized(self._authorize, scope, turn.chat_id, "read")
+        if turn is None or not (base.isdecimal() or not base) or not _is_index(start_index):
+            raise HttpError(404, NO_CHAT)
+        first, index = int(base or 0), int(start_index)
+        after = first + index - 1 if index >= 0 else max(turn.entries + index, first) - 1
+        tail_index = (b"x-workflow-stream-tail-index", b"%d" % (turn.entries - 1 - first))
+        await self._stream(turn, min(after, turn.entries - 1), (), 7, scope, receive, send, tail_index)
+
+    def _is_old(self, turn: TurnHandle) -> bool:
+        """Whether a turn ended so long ago that a client that asks for it has it."""
+        if turn.state in (TurnState.running, TurnState.suspended):
+            return False
+        ended_at = turn.ended_at
+        return ended_at is None or time.time() - ended_at > self._limits.hub.replay_finished_s
 
     async def _start(self, request: ChatRequest) -> TurnHandle:
-        hub = self.hub
-        if hub is None:
-            raise HttpError(503, "The server is starting or shutting down.", (b"retry-after", b"1"))
+        hub = self.open_hub()
         try:
             return await hub.start_turn(
                 request.chat_id,
@@ -126,18 +242,32 @@ class Streams:
             raise HttpError(
                 503, "Too many answers are being written. Please try again.", (b"retry-after", b"5")
             ) from None
-        except StoreUnavailableError:
-            raise HttpError(503, "The journal is not available.", (b"retry-after", b"5")) from None
+        except TurnNotFoundError:
+            raise HttpError(404, "The answer to be continued is not here any more.") from None
 
-    async def _stream(self, turn: TurnHandle, version: SdkVersion, transport: AsgiTransport) -> None:
+    async def _stream(
+        self,
+        turn: TurnHandle,
+        after: int,
+        replay: Sequence[bytes],
+        version: SdkVersion,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        *headers: tuple[bytes, bytes],
+    ) -> None:
         # Followed before anything is awaited: a turn whose follower has left may be cancelled at once.
-        with turn.follow() as subscription:
+        with turn.follow(after) as subscription:
+            transport = AsgiTransport(scope, receive, send, [*_stream_headers(scope, turn), *headers])
             try:
                 async with open_connection(
                     transport, limits=self._limits.connection, metrics=self._metrics
                 ) as connection:
+                    for frame in replay:
+                        await connection.send_frame(frame)
                     await pump(subscription, connection, version, self._limits.turn.batch_entries)
             except StoreUnavailableError as exc:
+                # Cut already, by leaving the block with an error: it is not known how the turn goes on.
                 logger.error("a stream of turn %s was cut: %s", turn.id, exc)
 
 
@@ -181,8 +311,41 @@ async def _drain_with(hub: Hub, draining: trio.Event, drain_s: float) -> None:
     await hub.drain(drain_s * 0.75)
 
 
+def _cursor(scope: Scope, turn: TurnHandle) -> int | None:
+    """Return the offset after which the client wants the turn; None for the whole of it.
+
+    A position of another turn or another epoch, beyond the end, or no position at all: the whole message is the
+    answer that is right for each.
+    """
+    text = query_parameter(scope, "after") or header(scope, b"last-event-id")
+    if text is None:
+        return None
+    try:
+        position = Position.parse(text)
+    except RemoteProtocolError:
+        return None
+    if (position.turn_id, position.epoch) != (turn.id, turn.record.epoch) or position.offset >= turn.entries:
+        return None
+    return position.offset
+
+
+def _is_index(text: str) -> bool:
+    return len(text) < 16 and text.removeprefix("-").isdecimal()
+
+
+def _replay(turn: TurnHandle, version: SdkVersion, limits: Limits) -> list[bytes]:
+    """Return a turn so far as few frames. Only the last has an id: a client that has it has all before."""
+    whole = WireLimits(chunk_bytes=limits.turn.turn_bytes + limits.wire.chunk_bytes)
+    frames = [chunk_frame(encode(chunk, limits=whole)) for chunk in turn.compact() if speaks(chunk, version)]
+    if frames and turn.position is not None:
+        frames[-1] = b"id: %b\n%b" % (str(turn.position).encode("ascii"), frames[-1])
+    return frames
+
+
 def _stream_headers(scope: Scope, turn: TurnHandle) -> list[tuple[bytes, bytes]]:
     headers = [*_HEADERS, (b"x-penstock-turn", turn.id.encode("ascii"))]
+    run_id = turn.id if turn.first_entry == 0 else f"{turn.id}~{turn.first_entry}"
+    headers.append((b"x-workflow-run-id", run_id.encode("ascii")))
     if scope["http_version"].startswith("1."):
         headers.append((b"connection", b"keep-alive"))
     return headers

@@ -168,6 +168,21 @@ def decode_chunk(data: bytes, *, limits: WireLimits = WIRE) -> AnyChunk:
     return chunk
 
 
+def decode_stored(json: bytes) -> AnyChunk:
+    """Decode what `encode` wrote. It was checked then, so this is one quick call.
+
+    Raises:
+        LocalProtocolError: it is nothing that `encode` wrote: a journal that something else has changed.
+    """
+    try:
+        chunk: AnyChunk = (
+            _read_data_chunk(json) if json.startswith(b'{"type":"data-') else _read_known_chunk(json)
+        )
+    except (msgspec.DecodeError, ValueError) as error:
+        raise LocalProtocolError("an entry of the journal is not a chunk") from error
+    return chunk
+
+
 def _encode_checked(chunk: AnyChunk, limits: WireLimits) -> bytes:
     if type(chunk) not in _CHUNK_TYPES:
         raise LocalProtocolError(f"{type(chunk).__name__} is not a kind of chunk")

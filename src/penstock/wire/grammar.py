@@ -209,6 +209,21 @@ class Grammar:
         """Whether a step is open."""
         return self._phase is Phase.STEP
 
+    @property
+    def awaits_client(self) -> bool:
+        """Whether a tool call waits for the client: for its output, or for an approval."""
+        return any(call.state in (Call.AVAILABLE, Call.REQUESTED) for call in self._calls.values())
+
+    def call_state(self, call_id: str) -> Call:
+        """Return how far a tool call is."""
+        call = self._calls.get(call_id)
+        return Call.UNKNOWN if call is None else call.state
+
+    def is_dynamic(self, call_id: str) -> bool:
+        """Return whether a tool call is a dynamic one, as each of its chunks must say."""
+        call = self._calls.get(call_id)
+        return call is not None and call.dynamic
+
     def apply(self, chunk: AnyChunk) -> None:
         """Check a chunk and take it in.
 

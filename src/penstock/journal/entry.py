@@ -1,0 +1,30 @@
+"""An entry: a chunk in the journal."""
+
+from __future__ import annotations
+
+import msgspec
+
+from penstock.wire.chunks import AnyChunk
+from penstock.wire.sse import chunk_frame
+
+
+class Entry(msgspec.Struct, gc=False):
+    """A chunk in the journal: its offset, the chunk, and its JSON, encoded once for all who follow.
+
+    A turn may hold a hundred thousand of these and none is ever part of a cycle, so the collector never looks at them.
+    """
+
+    offset: int
+    chunk: AnyChunk
+    json: bytes
+    id_prefix: bytes
+    """The turn's and epoch's part of the position, shared by all entries of a tail."""
+    _frame: bytes | None = None
+
+    @property
+    def frame(self) -> bytes:
+        """The entry as one server-sent event, with its position as the id; made once and shared."""
+        frame = self._frame
+        if frame is None:
+            frame = self._frame = chunk_frame(self.json, b"%b%d" % (self.id_prefix, self.offset))
+        return frame

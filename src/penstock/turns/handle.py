@@ -1,0 +1,128 @@
+"""A turn as seen from outside it: follow it, stop it, wait for its end."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from penstock.journal.live import LiveTail
+from penstock.journal.position import Position
+from penstock.journal.store import TurnRecord, TurnState
+from penstock.journal.subscription import Subscription
+from penstock.wire.assembly import assemble
+from penstock.wire.chunks import AnyChunk
+from penstock.wire.messages import UIMessage
+
+if TYPE_CHECKING:
+    from penstock.turns.runner import Runner
+
+
+class TurnHandle:
+    """A turn: one that runs here, one that runs in another process, or one that is over."""
+
+    def __init__(
+        self,
+        tail: LiveTail,
+        *,
+        runner: Runner | None = None,
+        stop: Callable[[str], Awaitable[TurnState]] | None = None,
+    ) -> None:
+        self._tail = tail
+        self._runner = runner
+        self._stop = stop
+
+    def __repr__(self) -> str:
+        return f"<TurnHandle {self._tail!r}>"
+
+    @property
+    def id(self) -> str:
+        """The assistant message's id."""
+        return self._tail.record.turn_id
+
+    @property
+    def chat_id(self) -> str:
+        """The chat's id."""
+        return self._tail.record.chat_id
+
+    @property
+    def record(self) -> TurnRecord:
+        """What the store knew of the turn when this handle was made."""
+        return self._tail.record
+
+    @property
+    def state(self) -> TurnState:
+        """Where the turn is."""
+        return self._tail.state
+
+    @property
+    def ended_at(self) -> float | None:
+        """When the turn ended, in seconds since 1970."""
+        return self._tail.ended_at
+
+    @property
+    def position(self) -> Position | None:
+        """The newest entry's position."""
+        return self._tail.position
+
+    @property
+    def entries(self) -> int:
+        """How many entries the turn has so far."""
+        return len(self._tail.entries)
+
+    @property
+    def first_entry(self) -> int:
+        """The offset at which the newest request's part of the turn begins; 0 but for a turn that was continued."""
+        return self._tail.first_entry
+
+    @property
+    def bytes(self) -> int:
+        """Size of the turn's entries in memory."""
+        return self._tail.bytes
+
+    def shows(self, record: TurnRecord) -> bool:
+        """Say whether this handle is as good as a new one of the turn that has this record now."""
+        tail = self._tail
+        if tail.record.epoch != record.epoch or tail.state is not record.state:
+            return False
+        # A running turn's tail grows by itself, unless it was broken off; the others must have it all.
+        return not tail.ended if record.state is TurnState.running else len(tail.entries) == record.entries
+
+    def message(self) -> UIMessage:
+        """Assemble the message so far."""
+        if self._runner is not None:
+            return self._runner.message()
+        chunks = [entry.chunk for entry in self._tail.entries]
+        return msgspec.convert(assemble(chunks, self.id), UIMessage)
+
+    def compact(self) -> list[AnyChunk]:
+        """Return a short form of all entries so far, one delta for each part."""
+        return self._tail.compact()
+
+    def follow(self, after: int = -1) -> Subscription:
+        """Return a cursor on the turn's entries after an offset; `with` it, and you are a follower."""
+        return self._tail.subscribe(after)
+
+    async def stop(self, reason: str = "stopped") -> TurnState:
+        """Stop the turn and wait until it is sealed, at most `stop_grace_s` and the time of a seal. Idempotent.
+
+        Returns:
+            The outcome: `stopped`, or whatever the turn had ended as before.
+
+        Raises:
+            StoreUnavailableError: if the end could not be stored.
+        """
+        if self._runner is not None:
+            return await self._runner.stop(reason)
+        if self._stop is not None and not self.state.ended:
+            return await self._stop(reason)
+        return self.state
+
+    async def wait_ended(self) -> TurnState:
+        """Sleep until the turn has ended, or is suspended, and return which.
+
+        Raises:
+            StoreUnavailableError: if it is not known how the turn goes on.
+        """
+        return await self._tail.wait_ended()

@@ -1,0 +1,209 @@
+"""The parts of a message that a producer opens: text and reasoning, steps, tool calls.
+
+All are context managers. A part that is left by a return or by an error ends itself, so that a producer may catch a
+failed tool's error and go on. A part that is left by a cancellation writes nothing: what is open then is the runner's
+to close.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+import trio
+from msgspec import UNSET, UnsetType
+
+from penstock.errors import LocalProtocolError, PenstockError, RemoteProtocolError
+from penstock.wire.chunks import (
+    AnyChunk,
+    FinishStep,
+    StartStep,
+    ToolApprovalRequest,
+    ToolInputAvailable,
+    ToolInputDelta,
+    ToolInputError,
+    ToolInputStart,
+    ToolOutputAvailable,
+    ToolOutputError,
+)
+from penstock.wire.codec import decode_json
+
+if TYPE_CHECKING:
+    from penstock.turns.runner import Runner
+
+TOOL_FAILED = "The tool failed."
+"""What the user reads of a tool call whose block raised. The exception's own text stays here."""
+
+
+def _end(runner: Runner, kind: type[BaseException] | None, *last: AnyChunk) -> None:
+    """Write a part's last chunks without a checkpoint, unless it is left by a cancellation."""
+    if kind is not None and not issubclass(kind, Exception):
+        return
+    try:
+        for chunk in last:
+            runner.write_nowait(chunk)
+    except PenstockError:
+        # An error that is on its way is the one to tell; the runner closes what this could not.
+        if kind is None:
+            raise
+
+
+class TextPart:
+    """An open text or reasoning part."""
+
+    def __init__(
+        self, runner: Runner, start: AnyChunk, delta: Callable[[str], AnyChunk], end: AnyChunk
+    ) -> None:
+        self._runner = runner
+        self._start = start
+        self._delta = delta
+        self._end = end
+
+    async def __aenter__(self) -> Self:
+        await self._runner.write(self._start)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        _end(self._runner, kind, self._end)
+
+    async def write(self, delta: str) -> None:
+        """Write more of the part's text. An empty string writes nothing."""
+        if delta:
+            await self._runner.write(self._delta(delta))
+
+
+class Step:
+    """An open step."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+
+    async def __aenter__(self) -> Self:
+        await self._runner.write(StartStep())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # Clients of 5 and 6 forget what is open when a step ends, so it is closed before.
+        _end(self._runner, kind, *self._runner.open_text_ends(), FinishStep())
+
+
+class ApprovedCall(NamedTuple):
+    """A tool call that the user approved."""
+
+    id: str
+    name: str
+    input: Any
+    dynamic: bool
+
+
+class ToolCall:
+    """An open tool call."""
+
+    def __init__(
+        self, runner: Runner, name: str, input: Any, id: str, fields: dict[str, Any], *, begun: bool = False
+    ) -> None:
+        self._runner = runner
+        self._name = name
+        self._input = input
+        self.id = id
+        """The call's `toolCallId`."""
+        self._fields = fields
+        self._outputs = {key: value for key, value in fields.items() if key != "title"}
+        self._input_text: list[str] = []
+        self._begun = self._has_input = begun
+        self._has_output = False
+
+    async def __aenter__(self) -> Self:
+        if self._begun:
+            await trio.lowlevel.checkpoint()
+        elif self._input is UNSET:
+            await self._runner.write(
+                ToolInputStart(tool_call_id=self.id, tool_name=self._name, **self._fields)
+            )
+        else:
+            await self.set_input(self._input)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        last: list[AnyChunk] = []
+        if kind is not None:
+            if not self._has_output:
+                last.append(self._failed(TOOL_FAILED))
+        elif not self._has_input:
+            last.append(self._parse_input())
+        _end(self._runner, kind, *last)
+
+    async def write_input(self, delta: str) -> None:
+        """Write more of the input's JSON text. It is parsed when the block ends, or at `set_input`'s word before."""
+        if delta:
+            self._input_text.append(delta)
+            await self._runner.write(ToolInputDelta(tool_call_id=self.id, input_text_delta=delta))
+
+    async def set_input(self, value: Any) -> None:
+        """Give the whole input."""
+        self._has_input = True
+        await self._runner.write(self._available(value))
+
+    async def output(self, value: Any, *, preliminary: bool = False) -> None:
+        """Give the output: any JSON value. A preliminary one is replaced by the next."""
+        await self._settle_input()
+        self._has_output = not preliminary
+        await self._runner.write(
+            ToolOutputAvailable(
+                tool_call_id=self.id, output=value, preliminary=preliminary or UNSET, **self._outputs
+            )
+        )
+
+    async def request_approval(self, *, reason: str | UnsetType = UNSET) -> None:
+        """Ask the user whether the call may run, in the AI SDK's way: return from the producer after this.
+
+        The turn is suspended then. See `Turn.approved_calls` for how it goes on.
+        """
+        await self._settle_input()
+        await self._runner.write(
+            ToolApprovalRequest(
+                approval_id=f"approval_{secrets.token_hex(12)}", tool_call_id=self.id, reason=reason
+            )
+        )
+
+    async def error(self, text: str) -> None:
+        """End the call with an error that the user may read."""
+        await self._settle_input()
+        self._has_output = True
+        await self._runner.write(self._failed(text))
+
+    async def _settle_input(self) -> None:
+        if not self._has_input:
+            chunk = self._parse_input()
+            if isinstance(chunk, ToolInputError):
+                raise LocalProtocolError("the streamed tool input is not JSON")
+            self._has_input = True
+            await self._runner.write(chunk)
+
+    def _parse_input(self) -> AnyChunk:
+        text = "".join(self._input_text)
+        try:
+            return self._available(decode_json(text.encode()) if text else {})
+        except (RemoteProtocolError, UnicodeEncodeError):
+            self._has_output = True
+            return ToolInputError(
+                tool_call_id=self.id,
+                tool_name=self._name,
+                input=text,
+                error_text="The tool input is not valid JSON.",
+                **self._fields,
+            )
+
+    def _available(self, value: Any) -> AnyChunk:
+        return ToolInputAvailable(tool_call_id=self.id, tool_name=self._name, input=value, **self._fields)
+
+    def _failed(self, text: str) -> AnyChunk:
+        return ToolOutputError(tool_call_id=self.id, error_text=text, **self._outputs)
