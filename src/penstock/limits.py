@@ -131,6 +131,28 @@ class HubLimits(msgspec.Struct, frozen=True, kw_only=True):
     several times within it; one that was killed leaves its followers waiting for no longer."""
 
 
+class SqliteLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """How the SQLite store uses its file."""
+
+    lock_s: float = 4.0
+    """From a call until it fails because another process holds the file's write lock. Less than `begin_s` and
+    `seal_s`, so that the caller hears why."""
+    lock_try_s: float = 0.1
+    """One try to get that lock. It waits in a thread, which nothing interrupts."""
+    close_s: float = 5.0
+    """What still waits when the store is closed is written within this time."""
+    commit_operations: int = 1_024
+    """Operations of one commit. More gain nothing, and the first ones would wait for the last."""
+    log_rows: int = 4_096
+    """Rows of the log. Over it they are packed: some 10 ms during which nothing else is written."""
+    log_bytes: int = 4 << 20
+    """Entries in the log, for the same reason."""
+    trim_s: float = 10.0
+    """From a look at what retention should remove to the next."""
+    trim_entries: int = 20_000
+    """Entries that retention removes in one transaction: some 10 ms. At least one turn."""
+
+
 class RelayLimits(msgspec.Struct, frozen=True, kw_only=True):
     """What a model upstream may take."""
 
@@ -158,6 +180,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     connection: ConnectionLimits = ConnectionLimits()
     turn: TurnLimits = TurnLimits()
     hub: HubLimits = HubLimits()
+    sqlite: SqliteLimits = SqliteLimits()
     relay: RelayLimits = RelayLimits()
 
 

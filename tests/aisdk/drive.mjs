@@ -17,6 +17,11 @@ async function load(version) {
   return modules.get(version);
 }
 
+// A schema's refusal explains itself at length.
+function brief(error) {
+  return String(error.message).slice(0, 300);
+}
+
 // What useChat keeps: a message that is replaced is a snapshot, one that is pushed is not.
 class State {
   status = 'ready';
@@ -54,7 +59,7 @@ async function chat(job, fetch, deadline) {
     state,
     transport: new DefaultChatTransport({ api: job.url, headers: job.headers, body: job.body, fetch }),
     onFinish: finish => result.finish.push(structuredClone(finish)),
-    onError: error => result.errors.push(String(error.message)),
+    onError: error => result.errors.push(brief(error)),
     onData: part => result.data.push(structuredClone(part)),
     onToolCall: ({ toolCall }) => {
       result.toolCalls.push(structuredClone(toolCall));
@@ -65,7 +70,7 @@ async function chat(job, fetch, deadline) {
   if (result.timedOut) await client.stop();
   return Object.assign(result, {
     status: client.status,
-    error: client.error?.message ?? null,
+    error: client.error === undefined ? null : brief(client.error),
     messages: structuredClone(state.messages),
   });
 }
@@ -100,7 +105,7 @@ async function judge(record, version) {
   if (!(record.headers['content-type'] ?? '').startsWith('text/event-stream')) return;
   const stream = new Blob([record.text]).stream();
   for await (const parsed of parseJsonEventStream({ stream, schema: uiMessageChunkSchema })) {
-    if (!parsed.success) record.invalid.push({ index: record.chunks.length, error: parsed.error.message });
+    if (!parsed.success) record.invalid.push({ index: record.chunks.length, error: brief(parsed.error) });
     record.chunks.push(parsed.rawValue ?? null);
   }
 }

@@ -8,11 +8,11 @@ from importlib.metadata import version
 
 import pytest
 import trio
+from raw import GET, Receive, Scope, Send, open_server, respond, start_stream, wait_for
 
 from penstock.limits import ServerLimits
 from penstock.server.log import indented_traceback, one_line
 from penstock.server.tcp import TcpStream, accept_nowait, open_listeners
-from raw import GET, Receive, Scope, Send, open_server, respond, start_stream, wait_for
 
 
 async def hello(scope: Scope, receive: Receive, send: Send) -> None:

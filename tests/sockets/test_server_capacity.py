@@ -9,9 +9,9 @@ import sys
 
 import pytest
 import trio
+from raw import GET, RawClient, Receive, Scope, Send, open_server, respond, start_stream, wait_for
 
 from penstock.limits import ServerLimits
-from raw import GET, RawClient, Receive, Scope, Send, open_server, respond, start_stream, wait_for
 
 LIMITS = ServerLimits(connections=3, retry_after_s=7, linger_s=0.1, drain_s=0.2)
 

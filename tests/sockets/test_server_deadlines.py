@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 import trio
+from raw import GET, Receive, Scope, Send, TestServer, open_server, respond, start_stream, wait_for
 
 from penstock.limits import ServerLimits
-from raw import GET, Receive, Scope, Send, TestServer, open_server, respond, start_stream, wait_for
 
 LIMITS = ServerLimits(head_s=0.1, body_s=0.15, keep_alive_s=0.2, linger_s=0.1, drain_s=0.1)
 

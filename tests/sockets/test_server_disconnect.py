@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import pytest
 import trio
+from raw import GET, RawClient, Receive, Scope, Send, open_server, start_stream, wait_for
 
 from penstock.errors import ClientGoneError
 from penstock.limits import ServerLimits
-from raw import GET, RawClient, Receive, Scope, Send, open_server, start_stream, wait_for
 
 PROMPT_S = 0.05
 """What the server promises."""

@@ -11,9 +11,9 @@ import h2.connection
 import h2.events
 import pytest
 import trio
+from raw import GET, Receive, Scope, Send, TestServer, open_server, respond, start_stream
 
 from penstock.limits import ServerLimits
-from raw import GET, Receive, Scope, Send, TestServer, open_server, respond, start_stream
 
 LIMITS = ServerLimits(linger_s=0.1, drain_s=0.2)
 

@@ -7,10 +7,10 @@ import h2.connection
 import h2.events
 import pytest
 import trio
+from raw import RawClient, Receive, Scope, Send, TestServer, open_server, respond, start_stream, wait_for
 
 from penstock.errors import ClientGoneError
 from penstock.limits import ServerLimits
-from raw import RawClient, Receive, Scope, Send, TestServer, open_server, respond, start_stream, wait_for
 
 LIMITS = ServerLimits(drain_s=0.3, linger_s=0.1, keep_alive_s=0.2)
 

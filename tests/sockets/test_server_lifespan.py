@@ -7,11 +7,11 @@ import logging
 
 import pytest
 import trio
+from raw import Receive, Scope, Send, open_server, respond
 
 from penstock.errors import AppStartupError
 from penstock.limits import ServerLimits
 from penstock.server import serve
-from raw import Receive, Scope, Send, open_server, respond
 
 
 async def test_startup_comes_before_the_first_and_shutdown_after_the_last_request() -> None:

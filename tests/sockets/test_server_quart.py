@@ -5,9 +5,9 @@ from __future__ import annotations
 import trio
 from quart import Response
 from quart_trio import QuartTrio
+from raw import GET, open_server, wait_for
 
 from penstock.limits import ServerLimits
-from raw import GET, open_server, wait_for
 
 LIMITS = ServerLimits(keep_alive_s=0.15, drain_s=0.3)
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import trio
+from raw import GET, RawClient, Receive, Scope, Send, TestServer, open_server, respond, start_stream, wait_for
 
 from parts import require
 from penstock.limits import ServerLimits
-from raw import GET, RawClient, Receive, Scope, Send, TestServer, open_server, respond, start_stream, wait_for
 
 LIMITS = ServerLimits(head_s=0.3, write_stall_s=0.3, drain_s=0.3)
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import trio
+from raw import GET, Receive, Scope, Send, open_server, respond, start_stream
 
 from penstock.limits import ServerLimits
-from raw import GET, Receive, Scope, Send, open_server, respond, start_stream
 
 LIMITS = ServerLimits(drain_s=0.2, linger_s=0.1)
 

@@ -6,12 +6,12 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 import trio
+from raw import Message, RawClient, Receive, Scope, Send, TestServer, open_server, parse_head, wait_for
 from wsproto.connection import Connection, ConnectionType
 from wsproto.events import BytesMessage, CloseConnection, Event, Ping, Pong, TextMessage
 
 from penstock.errors import ClientGoneError
 from penstock.limits import ServerLimits
-from raw import Message, RawClient, Receive, Scope, Send, TestServer, open_server, parse_head, wait_for
 
 LIMITS = ServerLimits(linger_s=0.2, drain_s=0.2, websocket_message_bytes=10_000)
 HANDSHAKE = (

@@ -7,10 +7,10 @@ import socket
 
 import pytest
 import trio
+from raw import GET, Receive, Scope, Send, open_server, start_stream, wait_for
 
 from penstock.errors import ClientGoneError
 from penstock.limits import ServerLimits
-from raw import GET, Receive, Scope, Send, open_server, start_stream, wait_for
 
 BIG = 8 << 20
 """More than any socket holds."""

@@ -17,6 +17,7 @@ from math import inf
 from typing import TYPE_CHECKING, cast
 
 import h11
+import trio
 from hypercorn.events import Event, RawData
 from hypercorn.protocol.events import Body, Data, EndBody, EndData, Request, Response
 from hypercorn.protocol.events import Event as StreamEvent
@@ -24,7 +25,6 @@ from hypercorn.protocol.h11 import STREAM_ID, H2ProtocolAssumedError, H11Protoco
 from hypercorn.protocol.http_stream import HTTPStream
 from hypercorn.typing import AppWrapper, ConnectionState, TaskGroup
 
-import trio
 from penstock.server.refusals import refusal
 from penstock.server.websocket import WebSocket, is_upgrade, refuse_upgrade, without_extensions
 

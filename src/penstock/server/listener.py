@@ -10,9 +10,9 @@ import signal
 import socket
 import ssl
 
+import trio
 from hypercorn.config import Config
 
-import trio
 from penstock.errors import AppStartupError
 from penstock.limits import ServerLimits
 from penstock.metrics import Metrics, NopMetrics

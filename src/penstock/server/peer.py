@@ -22,13 +22,13 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Any
 
+import trio
 from hypercorn.config import Config
 from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.protocol.h11 import H2ProtocolAssumedError
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
 
-import trio
 from penstock.errors import ClientGoneError
 from penstock.limits import ServerLimits
 from penstock.metrics import Metrics
@@ -122,7 +122,7 @@ class Peer:
             self.service.metrics.count("server_connection_errors")
             log_lost_client(error)
         finally:
-            self.hang_up()
+            self.abort()  # Where it is not closed yet, it failed or was cancelled: no polite end.
             self.service.metrics.gauge("server_connections", -1)
             self.service.drain.discard(self)
 

@@ -11,6 +11,7 @@ from penstock.journal.live import LiveTail
 from penstock.journal.position import Position
 from penstock.journal.store import TurnRecord, TurnState
 from penstock.journal.subscription import Subscription
+from penstock.turns.approvals import Verdict
 from penstock.wire.assembly import assemble
 from penstock.wire.chunks import AnyChunk
 from penstock.wire.messages import UIMessage
@@ -118,6 +119,24 @@ class TurnHandle:
         if self._stop is not None and not self.state.ended:
             return await self._stop(reason)
         return self.state
+
+    def holder_came(self) -> None:
+        """Note that a connection of a request which this turn answers has opened: it may hold approvals."""
+        if self._runner is not None:
+            self._runner.approvals.holder_came()
+
+    def holder_gone(self) -> None:
+        """Note that such a connection has closed."""
+        if self._runner is not None:
+            self._runner.approvals.holder_gone()
+
+    def decide(self, approval_id: str, verdict: Verdict) -> Verdict | None:
+        """Decide an approval that the turn's producer waits for, unless it has ended.
+
+        Returns:
+            How it ended: this verdict, or what was there first. None if there is no such approval here.
+        """
+        return None if self._runner is None else self._runner.approvals.decide(approval_id, verdict)
 
     async def wait_ended(self) -> TurnState:
         """Sleep until the turn has ended, or is suspended, and return which.

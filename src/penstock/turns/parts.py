@@ -7,43 +7,66 @@ to close.
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 import trio
 from msgspec import UNSET, UnsetType
 
 from penstock.errors import LocalProtocolError, PenstockError, RemoteProtocolError
+from penstock.turns.approvals import Approvals, Decision, Holder, Verdict
 from penstock.wire.chunks import (
     AnyChunk,
     FinishStep,
     StartStep,
     ToolApprovalRequest,
+    ToolApprovalResponse,
     ToolInputAvailable,
     ToolInputDelta,
     ToolInputError,
     ToolInputStart,
     ToolOutputAvailable,
+    ToolOutputDenied,
     ToolOutputError,
 )
 from penstock.wire.codec import decode_json
 
-if TYPE_CHECKING:
-    from penstock.turns.runner import Runner
+NO_DECISION = {
+    Decision.expired: "Nobody decided in time whether this tool call may run.",
+    Decision.client_gone: "The page that was asked about this tool call was closed.",
+    Decision.superseded: "The answer was ended before anybody decided about this tool call.",
+}
+"""What a call ends with whose approval nobody decided."""
 
 TOOL_FAILED = "The tool failed."
 """What the user reads of a tool call whose block raised. The exception's own text stays here."""
 
 
-def _end(runner: Runner, kind: type[BaseException] | None, *last: AnyChunk) -> None:
+class Sink(Protocol):
+    """Where parts are written: a turn's runner, or a lane of it."""
+
+    approvals: Approvals
+
+    def write_nowait(self, chunk: AnyChunk) -> None:
+        """Write a chunk without a checkpoint."""
+
+    async def write(self, chunk: AnyChunk) -> None:
+        """Write a chunk."""
+
+    def open_text_ends(self) -> list[AnyChunk]:
+        """Return the chunks that close the text and reasoning parts which are open now."""
+
+
+def _end(sink: Sink, kind: type[BaseException] | None, *last: AnyChunk) -> None:
     """Write a part's last chunks without a checkpoint, unless it is left by a cancellation."""
     if kind is not None and not issubclass(kind, Exception):
         return
     try:
         for chunk in last:
-            runner.write_nowait(chunk)
+            sink.write_nowait(chunk)
     except PenstockError:
         # An error that is on its way is the one to tell; the runner closes what this could not.
         if kind is None:
@@ -53,44 +76,42 @@ def _end(runner: Runner, kind: type[BaseException] | None, *last: AnyChunk) -> N
 class TextPart:
     """An open text or reasoning part."""
 
-    def __init__(
-        self, runner: Runner, start: AnyChunk, delta: Callable[[str], AnyChunk], end: AnyChunk
-    ) -> None:
-        self._runner = runner
+    def __init__(self, sink: Sink, start: AnyChunk, delta: Callable[[str], AnyChunk], end: AnyChunk) -> None:
+        self._sink = sink
         self._start = start
         self._delta = delta
         self._end = end
 
     async def __aenter__(self) -> Self:
-        await self._runner.write(self._start)
+        await self._sink.write(self._start)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        _end(self._runner, kind, self._end)
+        _end(self._sink, kind, self._end)
 
     async def write(self, delta: str) -> None:
         """Write more of the part's text. An empty string writes nothing."""
         if delta:
-            await self._runner.write(self._delta(delta))
+            await self._sink.write(self._delta(delta))
 
 
 class Step:
     """An open step."""
 
-    def __init__(self, runner: Runner) -> None:
-        self._runner = runner
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
 
     async def __aenter__(self) -> Self:
-        await self._runner.write(StartStep())
+        await self._sink.write(StartStep())
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         # Clients of 5 and 6 forget what is open when a step ends, so it is closed before.
-        _end(self._runner, kind, *self._runner.open_text_ends(), FinishStep())
+        _end(self._sink, kind, *self._sink.open_text_ends(), FinishStep())
 
 
 class ApprovedCall(NamedTuple):
@@ -106,9 +127,9 @@ class ToolCall:
     """An open tool call."""
 
     def __init__(
-        self, runner: Runner, name: str, input: Any, id: str, fields: dict[str, Any], *, begun: bool = False
+        self, sink: Sink, name: str, input: Any, id: str, fields: dict[str, Any], *, begun: bool = False
     ) -> None:
-        self._runner = runner
+        self._sink = sink
         self._name = name
         self._input = input
         self.id = id
@@ -123,9 +144,7 @@ class ToolCall:
         if self._begun:
             await trio.lowlevel.checkpoint()
         elif self._input is UNSET:
-            await self._runner.write(
-                ToolInputStart(tool_call_id=self.id, tool_name=self._name, **self._fields)
-            )
+            await self._sink.write(ToolInputStart(tool_call_id=self.id, tool_name=self._name, **self._fields))
         else:
             await self.set_input(self._input)
         return self
@@ -139,24 +158,24 @@ class ToolCall:
                 last.append(self._failed(TOOL_FAILED))
         elif not self._has_input:
             last.append(self._parse_input())
-        _end(self._runner, kind, *last)
+        _end(self._sink, kind, *last)
 
     async def write_input(self, delta: str) -> None:
         """Write more of the input's JSON text. It is parsed when the block ends, or at `set_input`'s word before."""
         if delta:
             self._input_text.append(delta)
-            await self._runner.write(ToolInputDelta(tool_call_id=self.id, input_text_delta=delta))
+            await self._sink.write(ToolInputDelta(tool_call_id=self.id, input_text_delta=delta))
 
     async def set_input(self, value: Any) -> None:
         """Give the whole input."""
         self._has_input = True
-        await self._runner.write(self._available(value))
+        await self._sink.write(self._available(value))
 
     async def output(self, value: Any, *, preliminary: bool = False) -> None:
         """Give the output: any JSON value. A preliminary one is replaced by the next."""
         await self._settle_input()
         self._has_output = not preliminary
-        await self._runner.write(
+        await self._sink.write(
             ToolOutputAvailable(
                 tool_call_id=self.id, output=value, preliminary=preliminary or UNSET, **self._outputs
             )
@@ -168,17 +187,51 @@ class ToolCall:
         The turn is suspended then. See `Turn.approved_calls` for how it goes on.
         """
         await self._settle_input()
-        await self._runner.write(
+        await self._sink.write(
             ToolApprovalRequest(
                 approval_id=f"approval_{secrets.token_hex(12)}", tool_call_id=self.id, reason=reason
             )
         )
 
+    async def approval(
+        self, *, holder: Holder = "turn", wait_s: float = math.inf, reason: str | UnsetType = UNSET
+    ) -> Verdict:
+        """Ask the user whether the call may run, and wait here for the answer.
+
+        Approved, go on and give the output. In all other cases the call has ended, and the verdict says why.
+
+        Args:
+            holder: `"connection"`: the question ends, as `client_gone`, at once when the connection of the request
+                closes that this turn answers; `"turn"`: it outlives connections.
+            wait_s: seconds until it ends as `expired`.
+            reason: why the question is asked, for the user.
+        """
+        await self._settle_input()
+        approval_id = f"approval_{secrets.token_hex(12)}"
+        self._sink.approvals.request(approval_id, holder)
+        await self._sink.write(
+            ToolApprovalRequest(approval_id=approval_id, tool_call_id=self.id, reason=reason)
+        )
+        verdict = await self._sink.approvals.wait(approval_id, wait_s)
+        if verdict.decision in (Decision.approved, Decision.denied):
+            await self._sink.write(
+                ToolApprovalResponse(
+                    approval_id=approval_id, approved=verdict.approved, reason=verdict.reason or UNSET
+                )
+            )
+        if not verdict.approved:
+            self._has_output = True
+            text = NO_DECISION.get(verdict.decision)
+            await self._sink.write(
+                ToolOutputDenied(tool_call_id=self.id) if text is None else self._failed(text)
+            )
+        return verdict
+
     async def error(self, text: str) -> None:
         """End the call with an error that the user may read."""
         await self._settle_input()
         self._has_output = True
-        await self._runner.write(self._failed(text))
+        await self._sink.write(self._failed(text))
 
     async def _settle_input(self) -> None:
         if not self._has_input:
@@ -186,7 +239,7 @@ class ToolCall:
             if isinstance(chunk, ToolInputError):
                 raise LocalProtocolError("the streamed tool input is not JSON")
             self._has_input = True
-            await self._runner.write(chunk)
+            await self._sink.write(chunk)
 
     def _parse_input(self) -> AnyChunk:
         text = "".join(self._input_text)

@@ -37,6 +37,7 @@ from penstock.journal.live import LiveTail
 from penstock.journal.store import Batch, Store, TurnRecord, TurnState
 from penstock.limits import TurnLimits
 from penstock.metrics import Metrics
+from penstock.turns.approvals import Approvals
 from penstock.turns.flusher import Flusher
 from penstock.turns.turn import Producer, Turn
 from penstock.wire.assembly import Assembly
@@ -90,6 +91,7 @@ class Runner:
         self.tail = LiveTail(record)
         self._store, self._flusher, self._limits, self._metrics, self._error_text = options
         self._orphan_grace_s = orphan_grace_s
+        self.approvals = Approvals()
         self._grammar = Grammar()
         self._assembly = Assembly(record.turn_id)
         self._producer_scope = trio.CancelScope()
@@ -182,6 +184,19 @@ class Runner:
         else:
             await trio.lowlevel.checkpoint_if_cancelled()
 
+    async def flush(self) -> None:
+        """Wait until the store has all entries that the turn has now.
+
+        Raises:
+            StoreUnavailableError: if the tail ended without that being known.
+        """
+        entries = len(self.tail.entries)
+        while self.tail.stored < entries and not self.tail.ended:
+            await self.tail.wait_stored()
+        if self.tail.stored < entries and not self.tail.state.ended:
+            raise StoreUnavailableError("it is not known what was stored")
+        await trio.lowlevel.checkpoint()
+
     async def run(self, producer: Producer | None, turn: Turn) -> None:
         """Run the producer to its end and seal the turn, as lost where there is none. For the hub's nursery only."""
         self._metrics.gauge("turns_running", 1)
@@ -208,6 +223,7 @@ class Runner:
         """
         if self._stop_reason is None:
             self._stop_reason = reason
+        self.approvals.supersede()
         self._producer_scope.cancel(f"stopped: {reason}")
         with trio.move_on_after(self._limits.stop_grace_s):
             return await self.tail.wait_ended()

@@ -13,41 +13,23 @@ The parts (text, reasoning, step, tool call) are context managers; see `parts.py
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET
 
 from penstock.errors import AnswerError
-from penstock.turns.parts import ApprovedCall, Step, TextPart, ToolCall
-from penstock.wire.chunks import (
-    Abort,
-    AnyChunk,
-    Data,
-    Error,
-    File,
-    Finish,
-    FinishReason,
-    MessageMetadata,
-    ReasoningDelta,
-    ReasoningEnd,
-    ReasoningStart,
-    SourceDocument,
-    SourceUrl,
-    Start,
-    TextDelta,
-    TextEnd,
-    TextStart,
-)
+from penstock.turns.lanes import Lane
+from penstock.turns.parts import ApprovedCall, ToolCall
+from penstock.turns.writer import Writer
+from penstock.wire.chunks import Abort, AnyChunk, Error, Finish, FinishReason, MessageMetadata, Start
 from penstock.wire.messages import UIMessage
 
 if TYPE_CHECKING:
     from penstock.turns.runner import Runner
 
 
-class Turn:
+class Turn(Writer):
     """The production of one assistant message.
 
     Every `await` on it is a checkpoint at least now and then; a cancelled write was either journalled whole or not at
@@ -63,6 +45,7 @@ class Turn:
         messages: Sequence[UIMessage],
         body: Mapping[str, Any],
     ) -> None:
+        super().__init__(runner)
         self._runner = runner
         self.chat_id = chat_id
         self.id = turn_id
@@ -73,7 +56,6 @@ class Turn:
         """What else the client sent along, as its transport's `body` option does. Not validated."""
         self.finish_reason: FinishReason | None = None
         """Why the model stopped; what `finish` will say. `stop` where it is left None."""
-        self._parts = 0
 
     def __repr__(self) -> str:
         return f"<Turn {self.id} of chat {self.chat_id}>"
@@ -107,75 +89,6 @@ class Turn:
                 return
         await self._runner.write(chunk)
 
-    async def write_from(self, chunks: AsyncIterable[AnyChunk]) -> None:
-        """Write a whole stream of chunks. An async generator is closed, also when this is cancelled."""
-        if isinstance(chunks, AsyncGenerator):
-            async with aclosing(chunks):
-                async for chunk in chunks:
-                    await self.write(chunk)
-        else:
-            async for chunk in chunks:
-                await self.write(chunk)
-
-    def text(self, *, id: str | None = None) -> TextPart:
-        """Open a text part: `async with turn.text() as text: await text.write("…")`."""
-        part_id = id or self._next_id("text")
-        return TextPart(
-            self._runner,
-            TextStart(id=part_id),
-            lambda delta: TextDelta(id=part_id, delta=delta),
-            TextEnd(id=part_id),
-        )
-
-    def reasoning(self, *, id: str | None = None) -> TextPart:
-        """Open a reasoning part, written like text."""
-        part_id = id or self._next_id("reasoning")
-        return TextPart(
-            self._runner,
-            ReasoningStart(id=part_id),
-            lambda delta: ReasoningDelta(id=part_id, delta=delta),
-            ReasoningEnd(id=part_id),
-        )
-
-    def step(self) -> Step:
-        """Open a step: one model call. What is still open inside it is closed with it."""
-        return Step(self._runner)
-
-    def tool_call(
-        self,
-        name: str,
-        input: Any = UNSET,
-        *,
-        id: str | None = None,
-        title: str | UnsetType = UNSET,
-        dynamic: bool = False,
-        provider_executed: bool = False,
-    ) -> ToolCall:
-        """Open a tool call.
-
-        With `input` it is there at once; without, stream it with `write_input` or give it with `set_input`. A call
-        that is left without an output is the client's to execute.
-
-        Args:
-            name: the tool's name, as the client knows it.
-            input: any JSON value.
-            id: the call's id, unique in the chat; made up if it is None.
-            title: what the client may show instead of the name.
-            dynamic: the tool isn't known to the client's types.
-            provider_executed: the model's provider runs it; the client's `onToolCall` is not asked.
-        """
-        return ToolCall(
-            self._runner,
-            name,
-            input,
-            id or f"call_{secrets.token_hex(12)}",
-            {
-                "title": title,
-                "dynamic": dynamic or UNSET,
-                "provider_executed": provider_executed or UNSET,
-            },
-        )
-
     def approved_calls(self) -> list[ApprovedCall]:
         """Return the tool calls that the user has approved and that have no output yet.
 
@@ -199,43 +112,20 @@ class Turn:
             self._runner, call.name, UNSET, call.id, {"dynamic": call.dynamic or UNSET}, begun=True
         )
 
-    async def source(self, url: str, *, title: str | UnsetType = UNSET, id: str | None = None) -> None:
-        """Name a web page that the answer rests on."""
-        await self.write(SourceUrl(source_id=id or self._next_id("source"), url=url, title=title))
+    def lane(self, name: str) -> Lane:
+        """Open a side stream for a parallel worker: `async with turn.lane("worker:7") as worker:`.
 
-    async def source_document(
-        self, title: str, media_type: str, *, filename: str | UnsetType = UNSET, id: str | None = None
-    ) -> None:
-        """Name a document that the answer rests on."""
-        source_id = id or self._next_id("source")
-        await self.write(
-            SourceDocument(source_id=source_id, media_type=media_type, title=title, filename=filename)
-        )
-
-    async def file(self, url: str, media_type: str) -> None:
-        """Add a file to the answer. `url` may be a `data:` URL within the limit of one chunk."""
-        await self.write(File(url=url, media_type=media_type))
-
-    async def data(
-        self, name: str, value: Any, *, id: str | UnsetType = UNSET, transient: bool = False
-    ) -> None:
-        """Write the app's own chunk `data-NAME`.
-
-        Args:
-            name: without the `data-`.
-            value: any JSON value.
-            id: a later chunk of the same name and id replaces this one's value.
-            transient: the client is told and does not keep it; a viewer that is behind may miss it.
+        What is written into it is seen by those who ask for the lane. The chat's followers get its reports and its end.
         """
-        await self.write(Data(type=f"data-{name}", data=value, id=id, transient=transient or UNSET))
+        return Lane(self._runner, name)
 
-    async def metadata(self, value: Any) -> None:
-        """Merge into the message's metadata: objects deeply, everything else replaced."""
-        await self.write(MessageMetadata(message_metadata=value))
+    async def flush(self) -> None:
+        """Wait until the journal has stored all that was written so far; more than a write promises.
 
-    def _next_id(self, noun: str) -> str:
-        self._parts += 1
-        return f"{noun}-{self._parts}"
+        Raises:
+            StoreUnavailableError: if that can't be known.
+        """
+        await self._runner.flush()
 
 
 Producer: TypeAlias = Callable[[Turn], Awaitable[None]]

@@ -127,7 +127,7 @@ class Penstock:
     async def _stop(self, chat_id: str) -> Response:
         async def answer() -> Response:
             who = await self._check(chat_id, "stop")
-            data = await request.get_data(cache=False, as_text=False)
+            data = await request.get_data(False, False, False)
             why = ""
             if data:
                 body = decode_json(data, limits=self._limits.wire, max_bytes=self._limits.wire.chunk_bytes)

@@ -319,6 +319,12 @@ class Data(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=Fa
         return Rank.droppable if self.transient is True else Rank.critical
 
 
+LANE = "data-lane"
+"""What the chat's followers get of a parallel worker: `{"lane", "state", "report"?}`, replaced in place."""
+LANE_CHUNK = "data-lane-chunk"
+"""A worker's own chunk, `{"lane", "chunk"}`: in the journal, and for those who ask for the lane."""
+
+
 KnownChunk: TypeAlias = (
     Start
     | Finish

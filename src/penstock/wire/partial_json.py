@@ -72,9 +72,11 @@ def _closed(text: str, sdk: SdkVersion) -> str:
             end, suffix, key_next = at, "", False
         elif mark:
             key_next = mark == "," and closers[-1:] == ["}"]
-        elif string and not key_next:
+        elif key_next:
+            pass  # a key counts with its value only
+        elif string:
             end, suffix = at, "" if quote else '"'
-        elif word and word[0] in "-0123456789":
+        elif word[0] in "-0123456789":
             if closers[-1:] == ["}"]:  # clients stop at an exponent's plus, unless it is in an array
                 word = word.partition("+")[0]
             digits = word.rstrip("+-.eE")
@@ -82,7 +84,7 @@ def _closed(text: str, sdk: SdkVersion) -> str:
                 end, suffix = token.start(4) + len(digits), ""
             elif sdk < 7 and before == "[":
                 return ""
-        elif word:
+        else:
             whole = next((whole for whole in _WORDS if whole.startswith(word)), None)
             if whole is None:
                 break
