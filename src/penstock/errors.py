@@ -17,6 +17,10 @@
     ├── ConnectionFullError           `send_nowait` found no room
     ├── ClientGoneError               an ASGI `send` after the client has left; also an OSError
     ├── AppStartupError               the ASGI app refused to start
+    ├── RequestError                  a request that `penstock.client` made came to nothing
+    │   ├── RequestRefusedError       the server answered with an error status, and a sentence
+    │   ├── ServerUnreachableError    no connection, or it broke before the answer
+    │   └── StreamLostError           a stream broke off, and it can't be gone on with
     └── UpstreamError                 a model upstream failed; carries a sentence fit for the user
         ├── UpstreamStatusError       it answered with an error status
         ├── UpstreamSilentError       it sent nothing for too long
@@ -121,6 +125,28 @@ class ClientGoneError(PenstockError, OSError):
 
 class AppStartupError(PenstockError):
     """The ASGI app refused to start, or took too long; the message is its own."""
+
+
+class RequestError(PenstockError):
+    """A request that `penstock.client` made came to nothing. The message is one sentence for a person."""
+
+
+class RequestRefusedError(RequestError):
+    """The server answered with an error status. The message is its own sentence."""
+
+    def __init__(self, message: str, *, status: int, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.retry_after_s = retry_after_s
+        """When the server wants to be asked again; None if it didn't say."""
+
+
+class ServerUnreachableError(RequestError):
+    """No connection could be made, or it broke before the whole answer was there."""
+
+
+class StreamLostError(RequestError):
+    """A stream broke off before its end and can't be gone on with: what came is not the whole answer."""
 
 
 class UpstreamError(PenstockError):

@@ -97,8 +97,6 @@ class TurnLimits(msgspec.Struct, frozen=True, kw_only=True):
     """Bytes that the store may be behind before the producer waits."""
     turn_bytes: int = 32 << 20
     """All chunks of one turn, encoded. A book is 1 MiB; over it the turn fails."""
-    batch_entries: int = 512
-    """Entries that a subscription hands out at once: a page of replay, some 50 KiB."""
     seal_s: float = 5.0
     """Ending a turn while everything round it is being cancelled."""
     orphan_grace_s: float = math.inf
@@ -107,6 +105,21 @@ class TurnLimits(msgspec.Struct, frozen=True, kw_only=True):
     """From a stop to the forced end, for a producer that doesn't end by itself."""
     yield_entries: int = 64
     """Writes in a row without a scheduler pass: a burst must not hold the others, and a pass costs about 20 us."""
+
+
+class ViewerLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """When a viewer is behind, and what becomes of it."""
+
+    batch_entries: int = 512
+    """Entries that are sent as one frame: a page of replay, some 50 KiB."""
+    pressure_entries: int = 512
+    """Further entries that wait after a batch was taken: from here on the viewer is behind, and deltas are joined."""
+    pressure_bytes: int = 256 << 10
+    """The same, in bytes of JSON."""
+    merge_entries: int = 8_192
+    """Entries that are joined at once: a few milliseconds of work."""
+    lag_s: float = 60.0
+    """Behind without a break for so long, and the viewer is cut. A lift takes less."""
 
 
 class HubLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -172,6 +185,31 @@ class RelayLimits(msgspec.Struct, frozen=True, kw_only=True):
     """How long that may take."""
 
 
+class ClientLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """How long `penstock.client` waits and tries, and what it takes from a server."""
+
+    connect_s: float = 10.0
+    """Resolving the name, the TCP connection and TLS, each."""
+    silence_s: float = 45.0
+    """No byte at all, comments included: three keepalives of a server that sends one every 15 s."""
+    first_backoff_s: float = 0.5
+    """The first wait before reconnecting is anything up to this, so that a thousand clients don't come back at once."""
+    backoff_max_s: float = 10.0
+    """It doubles with each attempt up to this. A stream that lived for so long counts as a new beginning."""
+    attempts: int = 8
+    """Attempts in a row to go on with a stream: 37 s of waiting on average, a server's restart."""
+    wait_max_s: float = 120.0
+    """The longest wait that a server may ask for with `Retry-After` or `retry:`. Asked for more, the client gives up."""
+    event_bytes: int = 40 << 20
+    """One event. A replay has all of a part's text in one delta, up to the 32 MiB of a turn."""
+    answer_bytes: int = 64 << 20
+    """A chat's state, with all its messages."""
+    refusal_bytes: int = 2 << 10
+    """What is read of the sentence that comes with an error status."""
+    refusal_s: float = 2.0
+    """How long that may take."""
+
+
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """All of them."""
 
@@ -179,6 +217,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     server: ServerLimits = ServerLimits()
     connection: ConnectionLimits = ConnectionLimits()
     turn: TurnLimits = TurnLimits()
+    viewer: ViewerLimits = ViewerLimits()
     hub: HubLimits = HubLimits()
     sqlite: SqliteLimits = SqliteLimits()
     relay: RelayLimits = RelayLimits()

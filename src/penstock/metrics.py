@@ -39,7 +39,9 @@ class Counters:
         key = (name, tuple(sorted(labels.items())))
         self.values[key] = self.values.get(key, 0) + amount
 
-    gauge = count
+    def gauge(self, name: str, change: int, **labels: str) -> None:
+        """Move a gauge by `change`."""
+        self.count(name, change, **labels)
 
     def get(self, name: str, **labels: str) -> int:
         """Return a number's value, 0 where it was never touched."""

@@ -14,10 +14,10 @@ from typing import Any
 
 import httpx2
 import msgspec
-
 import trio
+
 from penstock.connections.transport import ASGIApp
-from penstock.limits import ServerLimits
+from penstock.limits import ServerLimits, WireLimits
 from penstock.metrics import Metrics, NopMetrics
 from penstock.server import serve
 from penstock.wire.assembly import assemble
@@ -62,7 +62,13 @@ class Recording(msgspec.Struct, frozen=True):
     @property
     def chunks(self) -> list[AnyChunk]:
         """The events' chunks, decoded."""
-        return [decode_chunk(event.data.encode()) for event in self.events if event.data != "[DONE]"]
+        # A replay has one delta for a whole part, however long that is.
+        limits = WireLimits(chunk_bytes=len(self.raw) + 1)
+        return [
+            decode_chunk(event.data.encode(), limits=limits)
+            for event in self.events
+            if event.data != "[DONE]"
+        ]
 
     @property
     def message(self) -> dict[str, Any]:
@@ -103,7 +109,8 @@ async def record(
     ):
         async for data in response.aiter_raw():
             raw += data
-    events = SseParser().feed(bytes(raw)) if response.status_code == 200 else []
+    limits = WireLimits(sse_line_bytes=len(raw) + 1, sse_event_bytes=len(raw) + 1)
+    events = SseParser(limits).feed(bytes(raw)) if response.status_code == 200 else []
     return Recording(response.status_code, dict(response.headers), bytes(raw), events)
 
 

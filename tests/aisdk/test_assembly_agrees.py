@@ -176,6 +176,9 @@ CASES: dict[str, list[AnyChunk]] = {
         begin(), more('{"q'), ResetStep(),
         TextStart(id="1"), TextDelta(id="1", delta="new"), begin(), more('{"r":'), TextEnd(id="1"), call(), FinishStep(),
     ],
+    "a call's id used again after a reset, in a later step": [
+        StartStep(), begin(), more('{"old'), ResetStep(), FinishStep(), StartStep(), call(), output(1), FinishStep(),
+    ],
     "reset of an empty step": [*text("before"), StartStep(), ResetStep(), *text("after")],
     "metadata at start and finish": [Start(message_metadata={"a": 1}), Finish(message_metadata={"b": {"c": 2}})],
     "metadata merged deeply": metadata({"a": {"b": [1, 2], "c": 1}}, {"a": {"b": [3], "d": {"e": None}}}, {"f": 0}),
@@ -301,7 +304,7 @@ def random_turn(seed: int) -> list[AnyChunk]:
     grammar = Grammar()
     turn: list[AnyChunk] = [Start(message_id="m")]
     grammar.apply(turn[0])
-    for _ in range(dice.randrange(20, 200)):
+    for _ in range(dice.randrange(20, 120)):
         chunk = random_chunk(dice)
         try:
             grammar.apply(chunk)
@@ -354,14 +357,14 @@ def test_hand_made_turns_agree() -> None:
 
 def test_generated_turns_agree() -> None:
     """Whatever our grammar allows, whole or cut off."""
-    check({f"seed {seed}": random_turn(seed) for seed in range(300)})
+    check({f"seed {seed}": random_turn(seed) for seed in range(250)})
 
 
 DOCUMENT = (
     r'{"q": "a \"b\\\" \u00e9 \ud83d\ude00 😀", "n": [-1, 0.5, 1e3, -2.5E-7, 1e+2], "e": 1e+2,'
     r' "t": true, "f" : false ,"z":null, "o": {"": {}, "a": [ ], "b": [ {"c" : [ [ ] ] } , "d" ] }, "last": -12.5e-1}'
 )
-BROKEN = ["", " ", "}", "]", "{]", '{"a":1} trailing', '{"a":1}}', '[1, 2] "x', "{,", '{"a" 1', "nul", "nulx", "[nulx", "- 1", "tru e", '"a" "b', '{"a":{"b":[1,2', "\ufeff{"]  # fmt: skip
+BROKEN = ["", " ", "}", "]", "{]", '{"a":1} trailing', '{"a":1}}', '[1, 2] "x', "{,", '{"a" 1', "nul", "nulx", "[nulx", "- 1", '"a" "b', '{"a":{"b":[1,2', "\ufeff{"]  # fmt: skip
 
 
 @pytest.mark.parametrize(

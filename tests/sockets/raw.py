@@ -38,6 +38,11 @@ class RawClient:
         """Send bytes."""
         await self.stream.send_all(data)
 
+    async def send_for_ever(self, data: bytes) -> None:
+        """Send again and again; the server ends it by closing, which raises."""
+        while True:
+            await self.stream.send_all(data)
+
     async def read_until(self, mark: bytes) -> bytes:
         """Read until `mark` has come and return all up to its end; what follows waits for the next call."""
         while mark not in self.seen:
@@ -81,10 +86,9 @@ class RawClient:
         self.seen.clear()
         return data, end
 
-    async def half_close(self) -> None:
+    def half_close(self) -> None:
         """Send FIN and go on reading."""
         self.socket.shutdown(socket.SHUT_WR)
-        await trio.lowlevel.checkpoint()
 
     def reset(self) -> None:
         """Leave with RST."""
@@ -191,8 +195,15 @@ async def start_stream(send: Send) -> None:
     await send({"type": "http.response.body", "body": b"first", "more_body": True})
 
 
+async def write_for_ever(send: Send, message: Message, *, pause_s: float = 0) -> None:
+    """Send a message again and again; the server ends it by raising."""
+    while True:
+        await send(message)
+        await trio.sleep(pause_s)
+
+
 async def wait_for(condition: Callable[[], bool]) -> None:
     """Wait until a condition holds, for two seconds at most."""
     with trio.fail_after(2):
-        while not condition():
+        while not condition():  # noqa: ASYNC110: what is waited for is a number of the server's, or a list of the test's
             await trio.sleep(0.002)

@@ -286,7 +286,7 @@ async def leave_by_fin(client: raw.RawClient) -> None:
 
 
 async def leave_by_half_close(client: raw.RawClient) -> None:
-    await client.half_close()
+    client.half_close()
 
 
 async def leave_by_reset(client: raw.RawClient) -> None:
@@ -295,7 +295,7 @@ async def leave_by_reset(client: raw.RawClient) -> None:
 
 async def leave_by_stray_bytes_and_fin(client: raw.RawClient) -> None:
     await client.send(b"\r\n\r\n")
-    await client.half_close()
+    client.half_close()
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,7 @@ async def test_early_answer_arrives() -> None:
         for _ in range(10):
             await client.send(bytes(50_000))
             await trio.sleep(0.002)
-        await client.half_close()
+        client.half_close()
         assert (await client.read_response())[0] == 413
         assert await client.read_to_end() == (b"", "eof")
 
@@ -150,6 +150,7 @@ async def test_a_failing_app_is_a_500_and_one_record(caplog: pytest.LogCaptureFi
     """What a client wrote into the path or an exception's text can't forge a log record."""
 
     async def fail(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
         raise ValueError(scope["path"])
 
     with caplog.at_level(logging.DEBUG, "penstock.server"):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import trio
 from raw import GET, Receive, Scope, Send, TestServer, open_server, respond, start_stream, wait_for
@@ -113,9 +111,9 @@ async def test_an_idle_connection_is_closed_after_a_request() -> None:
 
 
 @pytest.fixture
-def patient_clock() -> Iterator[trio.testing.MockClock]:
+def patient_clock() -> trio.testing.MockClock:
     """A clock that jumps when nothing has happened for a moment, sockets included."""
-    yield trio.testing.MockClock(autojump_threshold=0.02)
+    return trio.testing.MockClock(autojump_threshold=0.02)
 
 
 async def test_a_quiet_stream_stays(patient_clock: trio.testing.MockClock) -> None:
@@ -155,8 +153,7 @@ async def test_an_endless_head_is_refused_at_its_limit() -> None:
     async with open_server(read_all, limits=ServerLimits(linger_s=0.05, drain_s=0.1)) as server:
         client = await server.connect(b"GET / HTTP/1.1\r\nhost: test\r\nx: ")
         with pytest.raises(trio.BrokenResourceError):
-            for _ in range(10_000):
-                await client.send(b"x" * 10_000)
+            await client.send_for_ever(b"x" * 10_000)
         await wait_for(lambda: server.metrics.get("server_connections") == 0)
 
 

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import trio
-from raw import GET, RawClient, Receive, Scope, Send, open_server, start_stream, wait_for
+from raw import (
+    GET,
+    Message,
+    RawClient,
+    Receive,
+    Scope,
+    Send,
+    open_server,
+    start_stream,
+    wait_for,
+    write_for_ever,
+)
 
 from penstock.errors import ClientGoneError
 from penstock.limits import ServerLimits
@@ -15,19 +24,7 @@ PROMPT_S = 0.05
 """What the server promises."""
 
 
-async def fin(client: RawClient) -> None:
-    client.close()
-
-
-async def half_close(client: RawClient) -> None:
-    await client.half_close()
-
-
-async def rst(client: RawClient) -> None:
-    client.reset()
-
-
-LEAVINGS = [fin, half_close, rst]
+LEAVINGS = {"FIN": RawClient.close, "half-close": RawClient.half_close, "RST": RawClient.reset}
 AHEAD = {
     "nothing": b"",
     "an empty line": b"\r\n",
@@ -56,9 +53,7 @@ class Watching:
 @pytest.mark.parametrize("ahead", AHEAD)
 @pytest.mark.parametrize("together", [True, False])
 @pytest.mark.parametrize("fields", [b"", b"connection: close\r\n", b"upgrade: h2c\r\n"])
-async def test_disconnect_after_stray_bytes(
-    leave: Callable[[RawClient], object], ahead: str, together: bool, fields: bytes
-) -> None:
+async def test_disconnect_after_stray_bytes(leave: str, ahead: str, together: bool, fields: bytes) -> None:
     """It is seen within 50 ms while the response runs, whatever the client sent after its request."""
     app = Watching()
     request = b"GET / HTTP/1.1\r\nhost: test\r\n" + fields + b"\r\n"
@@ -69,7 +64,7 @@ async def test_disconnect_after_stray_bytes(
             await client.send(AHEAD[ahead])
             await trio.sleep(0.005)
         left_at = trio.current_time()
-        await leave(client)  # type: ignore[misc]
+        LEAVINGS[leave](client)
         await wait_for(lambda: app.told_at is not None)
         assert app.told_at is not None
         assert app.told_at - left_at < PROMPT_S
@@ -122,10 +117,9 @@ async def test_a_body_nobody_reads_does_not_hide_the_disconnect(reads: bool) -> 
             assert types[0] == "http.request"
             assert types[-1] == types[-2] == "http.disconnect"
         else:
+            chunk = {"type": "http.response.body", "body": b".", "more_body": True}
             with pytest.raises(OSError, match="left"):
-                while True:
-                    await send({"type": "http.response.body", "body": b".", "more_body": True})
-                    await trio.sleep(0.001)
+                await write_for_ever(send, chunk, pause_s=0.001)
         told.set()
 
     async with open_server(only_write) as server:
@@ -201,7 +195,7 @@ async def test_an_app_that_ignores_the_error_does_not_hold_the_others() -> None:
 
 
 async def test_the_app_is_told_of_a_client_that_leaves_in_mid_body() -> None:
-    messages = []
+    messages: list[Message] = []
 
     async def read(scope: Scope, receive: Receive, send: Send) -> None:
         while not messages or messages[-1]["type"] == "http.request":

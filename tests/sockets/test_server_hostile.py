@@ -219,6 +219,7 @@ async def test_a_fault_in_a_protocol_is_logged_in_one_line(
     """The guard, whatever the fault: here one that no client knows how to make."""
 
     async def fail(self: object) -> None:
+        await trio.lowlevel.checkpoint()
         raise RuntimeError("broken\r\nforged record \x1b[2J")
 
     async with other_stream_runs() as server:

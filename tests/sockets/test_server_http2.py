@@ -7,7 +7,18 @@ import h2.connection
 import h2.events
 import pytest
 import trio
-from raw import RawClient, Receive, Scope, Send, TestServer, open_server, respond, start_stream, wait_for
+from raw import (
+    RawClient,
+    Receive,
+    Scope,
+    Send,
+    TestServer,
+    open_server,
+    respond,
+    start_stream,
+    wait_for,
+    write_for_ever,
+)
 
 from penstock.errors import ClientGoneError
 from penstock.limits import ServerLimits
@@ -155,10 +166,9 @@ async def test_apps_are_told_before_anything_else_when_the_client_leaves() -> No
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await start_stream(send)
         if scope["path"] == "/write":
+            chunk = {"type": "http.response.body", "body": b"x" * 100, "more_body": True}
             with pytest.raises(ClientGoneError):
-                while True:
-                    await send({"type": "http.response.body", "body": b"x" * 100, "more_body": True})
-                    await trio.sleep(0.001)
+                await write_for_ever(send, chunk)
         else:
             while (await receive())["type"] != "http.disconnect":
                 pass
@@ -166,12 +176,13 @@ async def test_apps_are_told_before_anything_else_when_the_client_leaves() -> No
         ends.append(scope["path"])
 
     async with open_server(app, limits=LIMITS, http2=True) as server:
-        client = await connect(server)
-        await client.get(1, "/write")
-        await client.get(3, "/wait")
-        await client.wait_event(h2.events.DataReceived)
-        client.raw.reset()
-        await wait_for(lambda: len(ends) == 2)
+        for turn in range(1, 6):
+            client = await connect(server)
+            await client.get(1, "/write")
+            await client.get(3, "/wait")
+            await client.wait_event(h2.events.DataReceived)
+            client.raw.reset()
+            await wait_for(lambda expected=2 * turn: len(ends) == expected)  # type: ignore[misc]
 
 
 async def test_an_idle_connection_is_told_goodbye() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+
 import trio
 from quart import Response
 from quart_trio import QuartTrio
@@ -18,11 +20,12 @@ def make_app() -> tuple[QuartTrio, list[str]]:
 
     @app.get("/")
     async def hello() -> str:
+        await trio.lowlevel.checkpoint()
         return "hello"
 
     @app.get("/stream")
     async def stream() -> Response:
-        async def ticks():  # type: ignore[no-untyped-def]
+        async def ticks() -> AsyncIterator[bytes]:  # noqa: ASYNC900: what Quart takes
             try:
                 while True:
                     yield b"tick"
@@ -30,12 +33,14 @@ def make_app() -> tuple[QuartTrio, list[str]]:
             finally:
                 events.append("ended")
 
+        await trio.lowlevel.checkpoint()
         response = Response(ticks(), content_type="text/event-stream")
         response.timeout = None
         return response
 
     @app.after_serving
     async def stopped() -> None:
+        await trio.lowlevel.checkpoint()
         events.append("stopped")
 
     return app, events

@@ -44,7 +44,7 @@ async def test_http10_sees_a_reset(raises: bool) -> None:
     async with open_server(app, limits=LIMITS) as server:
         client = await server.connect(b"GET / HTTP/1.0\r\n\r\n")
         with trio.fail_after(1):
-            answer, end = await client.read_to_end()
+            _, end = await client.read_to_end()
         assert end == "reset"
 
 

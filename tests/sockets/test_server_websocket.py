@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-
 import pytest
 import trio
-from raw import Message, RawClient, Receive, Scope, Send, TestServer, open_server, parse_head, wait_for
+from raw import (
+    Message,
+    RawClient,
+    Receive,
+    Scope,
+    Send,
+    TestServer,
+    open_server,
+    parse_head,
+    wait_for,
+    write_for_ever,
+)
 from wsproto.connection import Connection, ConnectionType
 from wsproto.events import BytesMessage, CloseConnection, Event, Ping, Pong, TextMessage
 
@@ -45,7 +54,7 @@ class WebSocketClient:
             data = await self.raw.stream.receive_some(1 << 16)
             if not data:
                 raise EOFError("the server closed")
-            self.protocol.receive_data(data)
+            self.protocol.receive_data(bytes(data))
 
 
 async def connect(server: TestServer, *ahead: Event) -> WebSocketClient:
@@ -59,16 +68,16 @@ async def connect(server: TestServer, *ahead: Event) -> WebSocketClient:
 class Echo:
     """An app that echoes, and keeps what it was told."""
 
-    def __init__(self, before_accept: Callable[[], Awaitable[object]] = trio.lowlevel.checkpoint) -> None:
+    def __init__(self, *, decide_s: float = 0) -> None:
         self.messages: list[Message] = []
-        self.before_accept = before_accept
+        self.decide_s = decide_s
         self.scopes: list[Scope] = []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         assert scope["type"] == "websocket"
         self.scopes.append(scope)
         assert (await receive())["type"] == "websocket.connect"
-        await self.before_accept()
+        await trio.sleep(self.decide_s)
         await send({"type": "websocket.accept"})
         while True:
             message = await receive()
@@ -107,7 +116,7 @@ async def test_no_deflate() -> None:
 @pytest.mark.parametrize("pause_s", [0, 0.02])
 async def test_frames_before_the_answer_are_kept(pause_s: float) -> None:
     """hypercorn#225: such bytes ended the process."""
-    app = Echo(lambda: trio.sleep(pause_s))
+    app = Echo(decide_s=pause_s)
     async with open_server(app, limits=LIMITS) as server:
         client = await connect(server, TextMessage(data="early"), TextMessage(data="bird"))
         assert await client.next_event() == TextMessage(data="early")
@@ -115,13 +124,10 @@ async def test_frames_before_the_answer_are_kept(pause_s: float) -> None:
 
 
 async def test_frames_while_the_app_decides_are_kept() -> None:
-    decide = trio.Event()
-    async with open_server(Echo(decide.wait), limits=LIMITS) as server:
+    async with open_server(Echo(decide_s=0.05), limits=LIMITS) as server:
         client = WebSocketClient(await server.connect(HANDSHAKE))
         await trio.sleep(0.02)
         await client.send(TextMessage(data="early"))
-        await trio.sleep(0.02)
-        decide.set()
         await client.accepted()
         assert await client.next_event() == TextMessage(data="early")
 
@@ -157,10 +163,7 @@ async def test_a_vanished_client_is_1006_at_once(how: str) -> None:
     async with open_server(app, limits=LIMITS) as server:
         client = await connect(server)
         left_at = trio.current_time()
-        if how == "half_close":
-            await client.raw.half_close()
-        else:
-            getattr(client.raw, how)()
+        getattr(client.raw, how)()
         await wait_for(lambda: bool(app.messages))
         assert app.messages[0]["code"] == 1006
         assert trio.current_time() - left_at < 0.05
@@ -262,9 +265,7 @@ async def test_an_app_that_only_writes_hears_of_the_end() -> None:
     async def only_write(scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "websocket.accept"})
         with pytest.raises(OSError, match="left"):
-            while True:
-                await send({"type": "websocket.send", "text": "x"})
-                await trio.sleep(0.002)
+            await write_for_ever(send, {"type": "websocket.send", "text": "x"}, pause_s=0.002)
         told.set()
 
     async with open_server(only_write, limits=LIMITS) as server:
@@ -280,7 +281,7 @@ async def test_an_app_that_only_writes_hears_of_the_end() -> None:
 async def test_a_quiet_socket_stays() -> None:
     """No deadline of HTTP's applies to it."""
     limits = ServerLimits(head_s=0.02, body_s=0.02, keep_alive_s=0.02, drain_s=0.1)
-    async with open_server(Echo(lambda: trio.sleep(0.1)), limits=limits) as server:
+    async with open_server(Echo(decide_s=0.1), limits=limits) as server:
         client = await connect(server)
         await trio.sleep(0.1)
         await client.send(TextMessage(data="still here"))

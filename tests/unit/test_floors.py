@@ -25,9 +25,9 @@ FLOORS = {
     "client": 4,
     "web": 5,
     "server": 6,
-    "demo": 7,
+    "demo": 6,
+    "bench": 6,
     "cli": 7,
-    "bench": 7,
     # The public faces see everything, and nothing inside may import them.
     "testing": 8,
     "__init__": 8,

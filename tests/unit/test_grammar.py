@@ -47,7 +47,7 @@ from penstock.wire.chunks import (
     ToolOutputDenied,
     ToolOutputError,
 )
-from penstock.wire.grammar import TABLE, UNFINISHED, Grammar
+from penstock.wire.grammar import TABLE, UNFINISHED, Call, Grammar
 
 ANYWHERE: list[AnyChunk] = [
     MessageMetadata(message_metadata={"k": 1}),
@@ -182,6 +182,14 @@ LEGAL: dict[str, list[AnyChunk]] = {
         call("d"),
         ResetStep(),
         output(),
+    ],
+    "a reset step with open parts ends": [
+        StartStep(),
+        TextStart(id="1"),
+        begin(),
+        ResetStep(),
+        FinishStep(),
+        Finish(),
     ],
     "an approval id of a reset step": [StartStep(), call(), ask(), ResetStep(), call(), ask()],
 }
@@ -347,6 +355,20 @@ def test_a_suspended_message_goes_on_after_another_start() -> None:
     for chunk in (Start(message_id="m"), answer(), output(), StartStep(), FinishStep(), Finish()):
         grammar.apply(chunk)
     assert grammar.ended
+
+
+def test_what_a_message_waits_for_is_known() -> None:
+    grammar = applied(call("here", dynamic=True), output("here", dynamic=True))
+    waits = [grammar.awaits_client]
+    for chunk in (call("there"), ask("there"), answer()):
+        grammar.apply(chunk)
+        waits.append(grammar.awaits_client)
+    assert waits == [False, True, True, False]
+    assert grammar.call_state("there") is Call.APPROVED
+    assert grammar.call_state("nowhere") is Call.UNKNOWN
+    assert grammar.is_dynamic("here")
+    assert not grammar.is_dynamic("there")
+    assert not grammar.is_dynamic("nowhere")
 
 
 @pytest.mark.parametrize("grammar", [Grammar(), applied(), applied(Abort()), applied(Error(error_text="x"))])

@@ -7,8 +7,8 @@ import os
 import sys
 
 import click
-
 import trio
+
 from penstock.limits import ConnectionLimits, Limits, ServerLimits, TurnLimits
 
 _DEFAULTS = Limits()

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 
 import trio
+
 from penstock.limits import Limits
 from penstock.server import serve_until_signalled
 from penstock.turns.turn import Producer
@@ -25,8 +26,7 @@ def load_producer(name: str | None, upstream: str | None, model: str | None) -> 
     if upstream is not None and model is not None:
         from penstock.relay.upstream import relay
 
-        key = os.environ.get("PENSTOCK_UPSTREAM_API_KEY") or os.environ.get("OPENAI_API_KEY")
-        return relay(upstream, model, api_key=key)
+        return relay(upstream, model)
     if name is None:
         from penstock.demo.model import answer
 

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from typing import TypeAlias
 
 import trio
+
 from penstock.closing import CloseReason
 from penstock.errors import ConnectionClosedError
 from penstock.metrics import Metrics

@@ -21,8 +21,8 @@ from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 
 import msgspec
-
 import trio
+
 from penstock.closing import CloseReason
 from penstock.connections.callbacks import Callback, OnClose, Registration
 from penstock.connections.transport import Transport
@@ -51,8 +51,11 @@ class ConnectionStatistics(msgspec.Struct, frozen=True):
 class Connection:
     """A client's stream. Made by `open_connection`."""
 
-    def __init__(self, transport: Transport, limits: ConnectionLimits, metrics: Metrics) -> None:
+    def __init__(
+        self, transport: Transport, limits: ConnectionLimits, metrics: Metrics, opening: bytes, ending: bytes
+    ) -> None:
         self._transport = transport
+        self._opening, self._ending = opening, ending
         self._limits = limits
         self._metrics = metrics
         self._callbacks = OnClose(limits.callback_s, metrics)
@@ -154,7 +157,7 @@ class Connection:
         """The writer task: nothing else touches the sending side of the transport."""
         try:
             await self._timed(self._transport.start())
-            await self._write_once(OPENING)
+            await self._write_once(self._opening)
             with self._frames_receive as frames:
                 async for frame in frames:
                     waiting = [frame]
@@ -167,7 +170,7 @@ class Connection:
                     await self._write_once(data)
                     self._waiting_bytes -= len(data)
                     self._room.unpark_all()
-            await self._write_once(DONE)
+            await self._write_once(self._ending)
             self._drained = True
             await self._timed(self._transport.finish())
         except OSError:
@@ -175,6 +178,8 @@ class Connection:
         self.close(CloseReason.finished)
 
     async def _write_once(self, data: bytes) -> None:
+        if not data:
+            return
         await self._timed(self._transport.write(data))
         self._writes += 1
         self._bytes += len(data)
@@ -215,9 +220,21 @@ class Connection:
 
 @asynccontextmanager
 async def open_connection(
-    transport: Transport, *, limits: ConnectionLimits = ConnectionLimits(), metrics: Metrics = NopMetrics()
+    transport: Transport,
+    *,
+    limits: ConnectionLimits = ConnectionLimits(),
+    metrics: Metrics = NopMetrics(),
+    opening: bytes = OPENING,
+    ending: bytes = DONE,
 ) -> AsyncIterator[Connection]:
     """Stream to one client; the block is the producer.
+
+    Args:
+        transport: how the client is reached.
+        limits: the numbers that differ from the defaults.
+        metrics: where to count.
+        opening: what is written at once, before the block has anything to say.
+        ending: what is written last, when the block ends normally.
 
     The block is cancelled when the connection closes other than by `aclose`. That cancellation ends at this context
     manager, and `close_reason` tells what happened.
@@ -225,7 +242,7 @@ async def open_connection(
     Raises:
         Exception: what the block raised, after the stream was cut.
     """
-    connection = Connection(transport, limits, metrics)
+    connection = Connection(transport, limits, metrics, opening, ending)
     failure: Exception | None = None
     metrics.gauge("connections_open", 1)
     try:

@@ -22,9 +22,14 @@ class Entry(msgspec.Struct, gc=False):
     _frame: bytes | None = None
 
     @property
+    def id(self) -> bytes:
+        """The entry's position, as an SSE id."""
+        return b"%b%d" % (self.id_prefix, self.offset)
+
+    @property
     def frame(self) -> bytes:
         """The entry as one server-sent event, with its position as the id; made once and shared."""
         frame = self._frame
         if frame is None:
-            frame = self._frame = chunk_frame(self.json, b"%b%d" % (self.id_prefix, self.offset))
+            frame = self._frame = chunk_frame(self.json, self.id)
         return frame

@@ -33,7 +33,6 @@ SEVERAL PROCESSES may have the file open; SQLite's write lock orders them. A net
 from __future__ import annotations
 
 import sqlite3
-import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -57,9 +56,7 @@ _Message: TypeAlias = tuple[str, bytes]
 _write_message = msgspec.json.Encoder().encode
 _read_message = msgspec.json.Decoder(UIMessage, float_hook=float).decode
 
-_RECORD = """
-    SELECT chats.chat_id, turn_id, epoch, request_key, state, entries, started_at, ended_at, lease_until
-    FROM turns JOIN chats ON chats.id = turns.chat"""
+_RECORD = f"SELECT {', '.join(TurnRecord.__struct_fields__)} FROM turns JOIN chats ON chats.id = chat"
 
 
 @asynccontextmanager
@@ -195,9 +192,7 @@ class SqliteStore:
         if refused is not None:
             raise refused
 
-    def _seal(
-        self, batch: Batch, state: TurnState, message: _Message | None, at: float, db: Db
-    ) -> bool:
+    def _seal(self, batch: Batch, state: TurnState, message: _Message | None, at: float, db: Db) -> bool:
         row = db.execute(
             "SELECT id, chat, state, entries FROM turns WHERE turn_id = ? AND epoch = ?",
             (batch.turn.turn_id, batch.turn.epoch),
@@ -261,18 +256,7 @@ def _snapshot(db: Db, work: Callable[[Db], T]) -> T:
 
 
 def _record(row: Sequence[Any]) -> TurnRecord:
-    chat_id, turn_id, epoch, request_key, state, entries, started_at, ended_at, lease_until = row
-    return TurnRecord(
-        chat_id=chat_id,
-        turn_id=turn_id,
-        epoch=epoch,
-        request_key=request_key,
-        state=TurnState(state),
-        entries=entries,
-        started_at=started_at,
-        ended_at=ended_at,
-        lease_until=lease_until,
-    )
+    return msgspec.convert(dict(zip(TurnRecord.__struct_fields__, row, strict=True)), TurnRecord)
 
 
 def _turn(turn_id: str, db: Db) -> TurnRecord | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from functools import partial
 from typing import Literal, TypeAlias
 
 from penstock.errors import StoreUnavailableError
@@ -77,11 +78,8 @@ def open_file(
     opened: list[sqlite3.Connection] = []
     try:
         _make_private(path)
-        for _ in range(2):
-            opened.append(
-                sqlite3.connect(path, timeout=limits.lock_s, isolation_level=None, check_same_thread=False)
-            )
-        writer, reader = opened
+        opened.append(writer := _connect(path, limits))
+        opened.append(reader := _connect(path, limits))
         _prepare(writer, path)
         writer.execute(f"PRAGMA synchronous = {durability}")
         writer.execute("PRAGMA fullfsync = ON")
@@ -108,6 +106,10 @@ def close_file(writer: sqlite3.Connection, reader: sqlite3.Connection) -> None:
     writer.close()
 
 
+def _connect(path: str, limits: SqliteLimits) -> sqlite3.Connection:
+    return sqlite3.connect(path, timeout=limits.lock_s, isolation_level=None, check_same_thread=False)
+
+
 def _make_private(path: str) -> None:
     """Make the file if it isn't there, for its owner's eyes only; what SQLite adds beside it gets the same mode.
 
@@ -122,7 +124,7 @@ def _make_private(path: str) -> None:
 def _prepare(db: sqlite3.Connection, path: str) -> None:
     """Check that the file is a journal or empty, and make it a journal."""
     if _version(db, path) == 0:
-        ((_, error),) = transact(db, [lambda db: _version(db, path) or _create(db)])
+        ((_, error),) = transact(db, [partial(_create, path)])
         if error is not None:
             raise error
     (mode,) = db.execute("PRAGMA journal_mode = WAL").fetchone()
@@ -130,9 +132,10 @@ def _prepare(db: sqlite3.Connection, path: str) -> None:
         raise ValueError(f"the journal {path} must be on a file system of this machine")
 
 
-def _create(db: sqlite3.Connection) -> None:
-    for statement in _SCHEMA.split(";\n"):
-        db.execute(statement)
+def _create(path: str, db: sqlite3.Connection) -> None:
+    if _version(db, path) == 0:  # as it was before the write lock; another process may have been first
+        for statement in _SCHEMA.split(";\n"):
+            db.execute(statement)
 
 
 def _version(db: sqlite3.Connection, path: str) -> int:

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Sequence
 
 from penstock.journal.store import Retention
 from penstock.limits import SqliteLimits
 
-_MOST_TURNS = 64
-"""Turns that one slice looks at."""
+_TURN_COST = 50
+"""What it takes to find and remove a turn's record, in entries."""
 
 
 class Upkeep:
@@ -62,14 +61,56 @@ class Upkeep:
         """Remove one slice of what is too old or too much. Returns whether there may be more."""
         budget = self._limits.trim_entries
         while budget > 0:
-            turns = self._due_turns(db, now)
-            if not turns:
-                chat = self._due_chat(db, now)
-                if chat is None:
-                    return False
-                turns = db.execute("SELECT id, entries FROM turns WHERE chat = ?", (chat,)).fetchall()
-                db.execute("DELETE FROM messages WHERE chat = ?", (chat,))
+            if (turn := self._due_turn(db, now)) is not None:
+                budget -= self._remove_turn(db, *turn)
+            elif (chat := self._due_chat(db, now)) is not None:
+                for turn in db.execute("SELECT id, entries FROM turns WHERE chat = ?", (chat,)).fetchall():
+                    budget -= self._remove_turn(db, *turn)
+                budget -= db.execute("DELETE FROM messages WHERE chat = ?", (chat,)).rowcount
                 db.execute("DELETE FROM chats WHERE id = ?", (chat,))
-            for turn, entries in turns:
-                ...
+            else:
+                return False
         return True
+
+    def _due_turn(self, db: sqlite3.Connection, now: float) -> tuple[int, int] | None:
+        """Return the id and the entries of an ended turn that is to go."""
+        while self._crowded:
+            chat = next(iter(self._crowded))
+            surplus: tuple[int, int] | None = db.execute(
+                "SELECT id, entries FROM turns WHERE chat = ? AND ended_at IS NOT NULL"
+                " ORDER BY id DESC LIMIT 1 OFFSET ?",
+                (chat, self._retention.turns_per_chat),
+            ).fetchone()
+            if surplus is not None:
+                return surplus
+            self._crowded.discard(chat)
+        oldest = db.execute(
+            "SELECT ended_at, id, entries FROM turns WHERE ended_at IS NOT NULL ORDER BY ended_at LIMIT 1"
+        ).fetchone()
+        if oldest is None or not (oldest[0] < now - self._retention.turn_age_s or self._is_full(db)):
+            return None
+        return oldest[1], oldest[2]
+
+    def _due_chat(self, db: sqlite3.Connection, now: float) -> int | None:
+        """Return the id of a chat that is to go: not one that is being answered."""
+        oldest = db.execute(
+            "SELECT began_at, chats.id FROM chats LEFT JOIN turns ON turns.id = newest"
+            " WHERE state IS NOT 'running' ORDER BY began_at LIMIT 1"
+        ).fetchone()
+        if oldest is None or not (oldest[0] < now - self._retention.chat_age_s or self._is_full(db)):
+            return None
+        return int(oldest[1])
+
+    def _is_full(self, db: sqlite3.Connection) -> bool:
+        (pages,) = db.execute("PRAGMA page_count").fetchone()
+        (free,) = db.execute("PRAGMA freelist_count").fetchone()
+        (size,) = db.execute("PRAGMA page_size").fetchone()
+        return bool((pages - free) * size > self._retention.bytes)
+
+    def _remove_turn(self, db: sqlite3.Connection, turn: int, entries: int) -> int:
+        """Remove a turn, and return what that takes of the budget."""
+        if self._log_rows:
+            self._pack(db)  # so that it is all in one place
+        db.execute("DELETE FROM segments WHERE turn = ?", (turn,))
+        db.execute("DELETE FROM turns WHERE id = ?", (turn,))
+        return entries + _TURN_COST

@@ -178,6 +178,7 @@ def transact(connection: sqlite3.Connection, works: Sequence[Work[Any]]) -> list
 
 def _attempt(connection: sqlite3.Connection, work: Work[Any]) -> _Answer:
     connection.execute("SAVEPOINT operation")
+    answer: _Answer
     try:
         answer = work(connection), None
     except Exception as exc:

@@ -1,7 +1,7 @@
 """What a journal's store promises, and the records that it keeps.
 
-A store keeps, per chat, the messages and the turns; per turn, its entries: encoded chunks at offsets 0, 1, 2, … One
-process owns a running turn and is the only one to append to it; its lease in the record says until when the others
+A store keeps, per chat, the messages and the turns; per turn, its entries: encoded chunks, each one line, at offsets
+0, 1, 2, … One process owns a running turn and is the only one to append to it; its lease in the record says until when the others
 leave it alone, and the record's `epoch` fences an owner who was given up.
 
 The guarantees, each of which every store must keep:
@@ -12,13 +12,15 @@ The guarantees, each of which every store must keep:
   `append` was cancelled or failed does not know whether it happened, and may simply call again.
 - **no holes**: `append` at an offset past the end raises `LocalProtocolError`; a reader never sees entry n without n-1.
 - **fenced**: `append`, `seal` and `renew` with an epoch that is not the record's change nothing.
-- **sealed once**: of any number of `seal` calls for one turn, one returns True, and its entries are the turn's last.
-  After it `append` raises `TurnSealedError`.
+- **sealed once**: of any number of different `seal` calls for one turn, one returns True, and its entries are the
+  turn's last. After it `append` raises `TurnSealedError`. A seal brings at least one entry that the store lacks: so the
+  repetition of one that suspended the turn can't end the run of whoever has resumed it since.
 - **adopted once**: of any number of `adopt` calls for one record, one succeeds; the owner before is fenced from then on.
 - **whole seal**: the state, the last entries and the message of a seal are seen together or not at all.
 - **acknowledged is kept**: what a call that returned has written is read by every later call, and, in a store that
   outlives the process, by every later process.
-- **trimmed whole**: retention removes ended turns, each with its record and all its entries, never a part.
+- **trimmed whole**: retention removes ended turns, each with its record and all its entries, never a part, the oldest
+  first. A suspended turn goes only with its chat, and what is running stays.
 """
 
 from __future__ import annotations
@@ -26,11 +28,12 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from enum import Enum
-from typing import Protocol
+from typing import Literal, Protocol
 
 import msgspec
 
 from penstock.errors import TurnConflictError
+from penstock.limits import SqliteLimits
 from penstock.wire.messages import UIMessage
 
 
@@ -86,14 +89,17 @@ class Batch(msgspec.Struct, frozen=True):
 
 
 class Retention(msgspec.Struct, frozen=True, kw_only=True):
-    """What a store keeps of ended turns. Chats keep their messages until they themselves are old."""
+    """What a store keeps of ended turns. Chats keep their messages until they themselves are old.
+
+    It is looked after in passing: what is due goes within moments of other writes, or `SqliteLimits.trim_s`.
+    """
 
     turn_age_s: float = 86_400.0
     """Since the turn's end; a day: nobody resumes a stream of yesterday."""
     turns_per_chat: int = 20
     """The newest ones stay."""
     bytes: int = 1 << 30
-    """Entries of all ended turns; over it the turns that ended first go."""
+    """All that the store holds, as it counts; over it the turns that ended first go, then the oldest chats."""
     chat_age_s: float = 30 * 86_400.0
     """Since the chat's newest turn began; then its messages go too. The app's own database is where chats last."""
 
@@ -107,7 +113,10 @@ class RunningTurnError(TurnConflictError):
 
 
 class Store(Protocol):
-    """Where turns last. Every method may raise `StoreUnavailableError`, and then nothing is known of the call."""
+    """Where turns last. Every method may raise `StoreUnavailableError`, and then nothing is known of the call.
+
+    Cancellation of any of them leaves it unknown whether the call happened; it happened whole or not at all.
+    """
 
     async def begin(
         self,
@@ -123,6 +132,7 @@ class Store(Protocol):
 
         Raises:
             RunningTurnError: if the chat's newest turn is running or suspended.
+            LocalProtocolError: if there is a turn with this id.
         """
 
     async def resume(
@@ -137,9 +147,10 @@ class Store(Protocol):
     async def append(self, batches: Sequence[Batch]) -> None:
         """Store entries of any number of running turns.
 
-        Every batch is tried. Cancellation leaves it unknown which were stored; call again.
+        Every batch is tried, in order.
 
         Raises:
+            LocalProtocolError: if a batch would leave a hole; the other batches are stored.
             TurnSealedError: if a turn is not running or its epoch is another; the other batches are stored.
         """
 
@@ -149,7 +160,11 @@ class Store(Protocol):
         `message` becomes the chat's last, in place of one with the same id.
 
         Returns:
-            True if this call did it, or an identical one did; False if the turn was not running or has another epoch.
+            True if this call did it, or an identical one did; False if the turn was not running, has another epoch, or
+            has all these entries already.
+
+        Raises:
+            LocalProtocolError: if the batch is empty, or would leave a hole.
         """
 
     async def adopt(self, turn: TurnRecord, *, lease_until: float) -> TurnRecord | None:
@@ -166,7 +181,7 @@ class Store(Protocol):
         """Renew the leases of running turns, and return the ids of those that are still the caller's."""
 
     async def lapsed(self, now: float, count: int) -> Sequence[TurnRecord]:
-        """Return up to `count` running turns whose lease ended before `now`."""
+        """Return up to `count` running turns whose lease ended before `now`, the longest ago first."""
 
     async def chat(self, chat_id: str) -> ChatRecord | None:
         """Return a chat, or None."""
@@ -179,23 +194,59 @@ class Store(Protocol):
 
 
 def check_journal(url: str) -> None:
-    """Check that a store has this URL's scheme, without opening it.
+    """Check a journal's URL without opening what it names.
 
     Raises:
-        ValueError: if none has.
+        ValueError: if it is not understood.
     """
-    if url != "memory:":
-        raise ValueError("the journal must be memory:")
+    _parse(url)
 
 
 @asynccontextmanager
-async def open_store(url: str) -> AsyncIterator[Store]:
-    """Open the store that a journal's URL names: `memory:`.
+async def open_store(
+    url: str, *, retention: Retention | None = None, limits: SqliteLimits = SqliteLimits()
+) -> AsyncIterator[Store]:
+    """Open the store that a journal's URL names.
+
+    Args:
+        url: `memory:`, `sqlite:FILE` or `sqlite:FILE?durability=normal`.
+        retention: what to keep; None for the store's own default.
+        limits: for `sqlite:`.
+
+    Leaving the block writes what was asked for before, and closes the store. What was acknowledged is kept.
 
     Raises:
-        ValueError: if no store has this scheme.
+        ValueError: if the URL is not understood, or the file is not a journal.
+        StoreUnavailableError: if the file is locked, or the disk is full.
     """
-    check_journal(url)
-    from penstock.journal.memory import MemoryStore
+    path, durability = _parse(url)
+    if path is None:
+        from penstock.journal.memory import MEMORY_RETENTION, MemoryStore
 
-    yield MemoryStore()
+        yield MemoryStore(retention or MEMORY_RETENTION)
+    else:
+        from penstock.journal.sqlite import open_sqlite
+
+        async with open_sqlite(
+            path, durability=durability, retention=retention or Retention(), limits=limits
+        ) as store:
+            yield store
+
+
+def _parse(url: str) -> tuple[str | None, Literal["full", "normal"]]:
+    """Return the file, None for memory, and the durability."""
+    scheme, colon, rest = url.partition(":")
+    if scheme == "memory" and colon and not rest:
+        return None, "full"
+    path, question, option = rest.partition("?")
+    if scheme != "sqlite" or not path:
+        raise ValueError("the journal must be memory: or sqlite:FILE")
+    if path == ":memory:":
+        raise ValueError("the journal sqlite::memory: would not outlive the process; write memory:")
+    if path.startswith("//"):
+        raise ValueError("the journal must be sqlite:FILE, without slashes before the file's own path")
+    if option == "durability=normal":
+        return path, "normal"
+    if question and option != "durability=full":
+        raise ValueError("the journal's only option is ?durability=full or ?durability=normal")
+    return path, "full"

@@ -27,6 +27,7 @@ class Subscription:
     def __init__(self, tail: LiveTail, after: int) -> None:
         self._tail = tail
         self._next = after + 1
+        self._taken_bytes = sum(len(entry.json) for entry in tail.entries[: self._next])
         self._open = False
 
     def __enter__(self) -> Self:
@@ -52,6 +53,18 @@ class Subscription:
         """Entries of the tail that were not taken yet."""
         return len(self._tail.entries) - self._next
 
+    @property
+    def lag_bytes(self) -> int:
+        """The same in bytes of JSON."""
+        return self._tail.bytes - self._taken_bytes
+
+    def next_batch_nowait(self, max_entries: int) -> list[Entry]:
+        """Return what is there, possibly nothing, and move past it."""
+        batch = self._tail.entries[self._next : self._next + max_entries]
+        self._next += len(batch)
+        self._taken_bytes += sum(len(entry.json) for entry in batch)
+        return batch
+
     async def next_batch(self, max_entries: int) -> list[Entry]:
         """Return the entries after the cursor, at least one and at most `max_entries`, and move past them.
 
@@ -70,6 +83,4 @@ class Subscription:
             if tail.state is not TurnState.running:
                 raise trio.EndOfChannel
             await tail.wait_news()
-        batch = tail.entries[self._next : self._next + max_entries]
-        self._next += len(batch)
-        return batch
+        return self.next_batch_nowait(max_entries)

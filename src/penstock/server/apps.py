@@ -19,6 +19,7 @@ from functools import partial
 from typing import Any, Protocol
 
 import trio
+
 from penstock.errors import ClientGoneError
 from penstock.limits import ServerLimits
 from penstock.metrics import Metrics

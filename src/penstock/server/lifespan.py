@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import trio
+
 from penstock.limits import ServerLimits
 from penstock.server.apps import ASGIApp, Message
 from penstock.server.log import logger, one_line, summary

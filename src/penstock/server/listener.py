@@ -89,7 +89,10 @@ async def serve(
         async with trio.open_nursery() as lifespan_nursery:
             lifespan_nursery.start_soon(lifespan.run)
             if await lifespan.start():
-                await _serve_clients(service, listeners, shutdown, task_status)
+                urls = [url_of(listener, "https" if tls else "http") for listener in listeners]
+                logger.info("listening on %s", ", ".join(urls))
+                task_status.started(urls)
+                await _serve_clients(service, listeners, trio.Event() if shutdown is None else shutdown)
                 await lifespan.stop()
             lifespan_nursery.cancel_scope.cancel("the server has ended")
     finally:
@@ -99,7 +102,7 @@ async def serve(
         raise AppStartupError(lifespan.failure)
 
 
-async def serve_until_signalled(
+async def serve_until_signalled(  # noqa: ASYNC114, ASYNC128: `serve` gets its task_status
     app: ASGIApp,
     *,
     host: str = "127.0.0.1",
@@ -146,23 +149,14 @@ async def serve_until_signalled(
             nursery.cancel_scope.cancel("the server has ended")
 
 
-async def _serve_clients(
-    service: Service,
-    listeners: list[socket.socket],
-    shutdown: trio.Event | None,
-    task_status: trio.TaskStatus[list[str]],
-) -> None:
+async def _serve_clients(service: Service, listeners: list[socket.socket], shutdown: trio.Event) -> None:
     drain = service.drain
     async with trio.open_nursery() as client_nursery:
         try:
             async with trio.open_nursery() as accept_nursery:
                 for listener in listeners:
                     accept_nursery.start_soon(_accept, service, listener, client_nursery)
-                urls = [url_of(listener, "https" if service.tls else "http") for listener in listeners]
-                for url in urls:
-                    logger.info("listening on %s", url)
-                task_status.started(urls)
-                await (trio.sleep_forever() if shutdown is None else shutdown.wait())
+                await shutdown.wait()
                 accept_nursery.cancel_scope.cancel("the server is going away")
             for listener in listeners:
                 listener.close()

@@ -13,6 +13,7 @@ import socket
 import struct
 
 import trio
+
 from penstock.limits import ServerLimits
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)

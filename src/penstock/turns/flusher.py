@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 
 import trio
+
 from penstock.errors import StoreUnavailableError, TurnSealedError
 from penstock.journal.live import LiveTail
 from penstock.journal.store import Batch, Store

@@ -114,7 +114,7 @@ class TurnHandle:
         Raises:
             StoreUnavailableError: if the end could not be stored.
         """
-        if self._runner is not None:
+        if self._runner is not None and self.state is TurnState.running:
             return await self._runner.stop(reason)
         if self._stop is not None and not self.state.ended:
             return await self._stop(reason)

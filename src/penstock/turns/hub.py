@@ -12,11 +12,10 @@ whoever looks; see `leases.py`.
 
 from __future__ import annotations
 
-import secrets
 import time
-from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from typing import Any, TypeAlias
 
 import msgspec
@@ -25,7 +24,6 @@ import trio
 from penstock.errors import StoreUnavailableError, TurnConflictError, TurnError, TurnNotFoundError
 from penstock.journal.store import (
     ChatRecord,
-    RunningTurnError,
     Store,
     TurnRecord,
     TurnState,
@@ -33,16 +31,18 @@ from penstock.journal.store import (
 )
 from penstock.limits import Limits
 from penstock.metrics import Metrics, NopMetrics
+from penstock.turns.approvals import Verdict
+from penstock.turns.claim import claim, lapsed
 from penstock.turns.continuation import decisions
+from penstock.turns.feed import Begun, Feed, Watcher
 from penstock.turns.flusher import Flusher
 from penstock.turns.handle import TurnHandle
 from penstock.turns.leases import keep_leases
+from penstock.turns.recent import RecentTurns
 from penstock.turns.replica import Replica, read_all
 from penstock.turns.runner import ErrorText, NotRecoveredError, Runner, RunnerOptions
 from penstock.turns.turn import Producer, Turn
 from penstock.wire.messages import UIMessage
-
-SUPERSEDED = "superseded by a new message"
 
 Recover: TypeAlias = Callable[[Turn], Awaitable[bool]]
 """Asked once for the rest of an answer whose process died: writes it and returns True, or returns False."""
@@ -82,12 +82,14 @@ class Hub:
         self._options = RunnerOptions(store, self._flusher, limits.turn, metrics, error_text)
         self._running: dict[str, Runner] = {}
         """By chat."""
-        self._handles: OrderedDict[str, TurnHandle] = OrderedDict()
-        """Turns that were looked at lately and don't run here, by turn id; the ended ones go oldest first."""
+        self._recent = RecentTurns(limits.hub)
+        self._feeds: dict[str, Feed] = {}
+        """Of the chats that somebody watches."""
         self._beginning: dict[str, trio.Event] = {}
         """Chats for which the store is being asked, so that this process asks once at a time."""
         self._quiet = trio.lowlevel.ParkingLot()
-        self._closing = False
+        self.draining = trio.Event()
+        """Set when the hub begins to close: watchers do well to go elsewhere."""
 
     async def start_turn(
         self,
@@ -126,13 +128,18 @@ class Hub:
         if (runner := self._running.get(chat_id)) is not None:
             _check_joins(runner.record, key)
             return self._handle(runner)
-        if self._closing or len(self._running) + len(self._beginning) >= self._limits.hub.running_turns:
+        if (
+            self.draining.is_set()
+            or len(self._running) + len(self._beginning) >= self._limits.hub.running_turns
+        ):
             raise HubFullError("too many answers are being written")
         beginning = self._beginning[chat_id] = trio.Event()
         try:
             # Not cancelled halfway: the store might have begun a turn that nobody would run.
             with trio.move_on_after(self._limits.hub.begin_s, shield=True):
-                record, history = await self._begin(chat_id, key, messages)
+                record, history = await claim(
+                    self._store, chat_id, messages, self._lease_until, self._end_abandoned
+                )
                 if history is None:
                     return self._replica(record)
                 # From here to the end nothing awaits, so a turn that is in the store has its runner.
@@ -146,48 +153,13 @@ class Hub:
                 )
                 runner.begin(lambda grammar: decisions(messages[-1], grammar))
                 turn = Turn(runner, chat_id, record.turn_id, tuple(messages), dict(body or {}))
-                return self._start(runner, producer, turn)
+                handle = self._start(runner, producer, turn)
+                self._tell_watchers(Begun(handle, messages[-1]))
+                return handle
         finally:
             del self._beginning[chat_id]
             beginning.set()
         raise StoreUnavailableError("the journal did not answer in time")
-
-    async def _begin(
-        self, chat_id: str, key: str, messages: Sequence[UIMessage]
-    ) -> tuple[TurnRecord, Sequence[bytes] | None]:
-        """Return the turn's record and what it has stored; None for that, if another process runs it."""
-        continues = messages[-1].role == "assistant"
-        if continues:
-            found = await self._store.turn(key)
-            if found is None or found.chat_id != chat_id or found.state.ended:
-                raise TurnNotFoundError("the answer to be continued is not in the journal, or is over")
-            if found.state is TurnState.suspended:
-                record = await self._store.resume(found, key, messages, lease_until=self._lease_until())
-                return record, await read_all(self._store, record)
-        # Twice: an abandoned turn may have to be ended before.
-        for _ in range(2):
-            try:
-                record = await self._store.begin(
-                    chat_id,
-                    f"msg_{secrets.token_hex(12)}",
-                    key,
-                    messages,
-                    at=time.time(),
-                    lease_until=self._lease_until(),
-                )
-            except RunningTurnError as exc:
-                found = exc.turn
-            else:
-                return record, ()
-            if found.state is TurnState.suspended:
-                await self._end_abandoned(found, SUPERSEDED)
-            elif _lapsed(found):
-                await self._end_abandoned(found, None)
-            elif found.request_key == key:
-                return found, None
-            else:
-                break
-        raise TurnConflictError("another message of this chat is being answered")
 
     def _start(self, runner: Runner, producer: Producer | None, turn: Turn) -> TurnHandle:
         self._running[runner.record.chat_id] = runner
@@ -199,11 +171,13 @@ class Hub:
             await runner.run(producer, turn)
         finally:
             del self._running[runner.record.chat_id]
-            self._keep(TurnHandle(runner.tail, runner=runner))
+            self._recent.keep(self._handle(runner))
             self._quiet.unpark_all()
 
     def _handle(self, runner: Runner) -> TurnHandle:
-        return TurnHandle(runner.tail, runner=runner)
+        return TurnHandle(
+            runner.tail, runner=runner, stop=partial(self._stop_elsewhere, runner.record.turn_id)
+        )
 
     def _lease_until(self) -> float:
         return time.time() + self._limits.hub.lease_s
@@ -216,7 +190,6 @@ class Hub:
         runner = Runner(
             record, self._options, orphan_grace_s=float("inf"), history=await read_all(self._store, record)
         )
-        self._handles.pop(record.turn_id, None)
         messages = await self._store.chat(record.chat_id)
         turn = Turn(
             runner, record.chat_id, record.turn_id, () if messages is None else tuple(messages.messages), {}
@@ -239,7 +212,7 @@ class Hub:
     async def look_after(self, found: TurnRecord) -> None:
         """End a turn as lost, or recover it, if its lease has run out and it isn't this process's own."""
         runner = self._running.get(found.chat_id)
-        if (runner is None or runner.record.turn_id != found.turn_id) and _lapsed(found):
+        if (runner is None or runner.record.turn_id != found.turn_id) and lapsed(found):
             await self._end_abandoned(found, None)
 
     async def turn(self, turn_id: str) -> TurnHandle | None:
@@ -251,17 +224,17 @@ class Hub:
         record = await self._store.turn(turn_id)
         if record is None:
             return None
-        if _lapsed(record):
+        if lapsed(record):
             await self.look_after(record)
             record = await self._store.turn(turn_id) or record
         if (runner := self._running.get(record.chat_id)) is not None and runner.record.turn_id == turn_id:
             return self._handle(runner)
         if record.state is TurnState.running:
             return self._replica(record)
-        if (handle := self._known(record)) is not None:
+        if (handle := self._recent.get(record)) is not None:
             return handle
         tail = await Replica(self._store, record).load()
-        return self._keep(TurnHandle(tail, stop=lambda reason: self._stop_elsewhere(turn_id, reason)))
+        return self._recent.keep(TurnHandle(tail, stop=partial(self._stop_elsewhere, turn_id)))
 
     async def newest_turn(self, chat_id: str) -> TurnHandle | None:
         """Return a chat's newest turn; None if there is no such chat or it has none."""
@@ -274,10 +247,26 @@ class Hub:
     async def chat(self, chat_id: str) -> ChatRecord | None:
         """Return the chat's messages and its newest turn as the store has them, a lost one as lost."""
         chat = await self._store.chat(chat_id)
-        if chat is not None and chat.turn is not None and _lapsed(chat.turn):
+        if chat is not None and chat.turn is not None and lapsed(chat.turn):
             await self.look_after(chat.turn)
             chat = await self._store.chat(chat_id)
         return chat
+
+    @contextmanager
+    def watch(self, chat_id: str) -> Iterator[Watcher]:
+        """Watch which turns of a chat begin, until the block ends. It starts and stops nothing."""
+        feed = self._feeds.setdefault(chat_id, Feed())
+        try:
+            with feed.watch() as watcher:
+                yield watcher
+        finally:
+            if not feed.watchers:
+                self._feeds.pop(chat_id, None)
+
+    def _tell_watchers(self, begun: Begun) -> None:
+        feed = self._feeds.get(begun.turn.chat_id)
+        if feed is not None:
+            feed.add(begun)
 
     async def stop(self, chat_id: str, reason: str = "stopped") -> TurnState | None:
         """Stop a chat's newest turn, running or suspended. Idempotent.
@@ -291,6 +280,15 @@ class Hub:
         turn = await self.newest_turn(chat_id)
         return None if turn is None else await turn.stop(reason)
 
+    async def decide(self, chat_id: str, approval_id: str, verdict: Verdict) -> Verdict | None:
+        """Decide an approval that the chat's running turn waits for, unless it has ended.
+
+        Returns:
+            How it ended: `verdict`, or what was there first. None if there is no such approval.
+        """
+        turn = await self.newest_turn(chat_id)
+        return None if turn is None else turn.decide(approval_id, verdict)
+
     async def _stop_elsewhere(self, turn_id: str, reason: str) -> TurnState:
         """End a turn that is suspended, or that another process runs: by adopting it."""
         record = await self._store.turn(turn_id)
@@ -303,37 +301,21 @@ class Hub:
         return record.state
 
     def _replica(self, record: TurnRecord) -> TurnHandle:
-        handle = self._known(record)
+        handle = self._recent.get(record)
         if handle is None:
             replica = Replica(self._store, record)
-            handle = self._keep(
-                TurnHandle(replica.tail, stop=lambda reason: self._stop_elsewhere(record.turn_id, reason))
+            handle = self._recent.keep(
+                TurnHandle(replica.tail, stop=partial(self._stop_elsewhere, record.turn_id))
             )
             self._turn_nursery.start_soon(
                 replica.run, self.look_after, self._limits.hub.replica_poll_s, name=f"replica of {handle.id}"
             )
         return handle
 
-    def _known(self, record: TurnRecord) -> TurnHandle | None:
-        """Return the handle of an earlier look at a turn, if the turn is still what it was then."""
-        handle = self._handles.get(record.turn_id)
-        return handle if handle is not None and handle.shows(record) else None
-
-    def _keep(self, handle: TurnHandle) -> TurnHandle:
-        self._handles[handle.id] = handle
-        self._handles.move_to_end(handle.id)
-        limits = self._limits.hub
-        while len(self._handles) > limits.kept_tails or (
-            len(self._handles) > 1
-            and sum(kept.bytes for kept in self._handles.values()) > limits.kept_tail_bytes
-        ):
-            self._handles.popitem(last=False)
-        return handle
-
     @property
     def closing(self) -> bool:
         """Whether no new turn is taken."""
-        return self._closing
+        return self.draining.is_set()
 
     def statistics(self) -> HubStatistics:
         """Count what is going on."""
@@ -350,7 +332,7 @@ class Hub:
 
         Cancelled, it leaves the running turns running.
         """
-        self._closing = True
+        self.draining.set()
         with trio.move_on_after(grace_s):
             while self._running or self._beginning:
                 await self._quiet.park()
@@ -363,14 +345,6 @@ class Hub:
 def _check_joins(record: TurnRecord, key: str) -> None:
     if record.request_key != key:
         raise TurnConflictError("another message of this chat is being answered")
-
-
-def _lapsed(record: TurnRecord) -> bool:
-    return (
-        record.state is TurnState.running
-        and record.lease_until is not None
-        and record.lease_until < time.time()
-    )
 
 
 @asynccontextmanager
@@ -397,12 +371,12 @@ async def open_hub(
     Raises:
         ValueError: if the journal's URL is not understood.
     """
-    async with open_store(journal) as store, trio.open_nursery() as flusher_nursery:
+    async with open_store(journal, limits=limits.sqlite) as store, trio.open_nursery() as flusher_nursery:
         async with trio.open_nursery() as turn_nursery:
             hub = Hub(store, turn_nursery, limits, metrics, error_text, recover)
             flusher_nursery.start_soon(hub._flusher.run)
             flusher_nursery.start_soon(keep_leases, store, hub._running, hub.look_after, limits.hub)
             yield hub
-            hub._closing = True
+            hub.draining.set()
             turn_nursery.cancel_scope.cancel("the hub is closing")
         flusher_nursery.cancel_scope.cancel("the hub is closed")

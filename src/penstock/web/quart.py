@@ -17,18 +17,19 @@ from werkzeug.exceptions import HTTPException
 
 from penstock.connections.transport import ASGIApp, Scope
 from penstock.errors import RemoteProtocolError, StoreUnavailableError
-from penstock.journal.store import ChatRecord, TurnState, check_journal
+from penstock.journal.store import check_journal
 from penstock.limits import Limits
 from penstock.metrics import Metrics, NopMetrics
-from penstock.turns.handle import TurnHandle
+from penstock.turns.approvals import Decision, Verdict
 from penstock.turns.hub import Hub, Recover
 from penstock.turns.runner import ErrorText
 from penstock.turns.turn import Producer
 from penstock.web.auth import NO_CHAT, Action, Authorize, allow_everyone, authorized
 from penstock.web.request import HttpError
+from penstock.web.state import chat_state, turn_state
 from penstock.web.streams import Streams
 from penstock.wire.codec import decode_json, encode_json
-from penstock.wire.messages import UIMessage, check_chat_id
+from penstock.wire.messages import check_chat_id
 from penstock.wire.versions import DEFAULT_SDK_VERSION, SdkVersion
 
 logger = logging.getLogger("penstock.web")
@@ -91,6 +92,9 @@ class Penstock:
         chat = f"{prefix}/<chat_id>"
         app.add_url_rule(chat, "penstock_chat", self._chat, methods=["GET"])
         app.add_url_rule(f"{chat}/stop", "penstock_stop", self._stop, methods=["POST"])
+        app.add_url_rule(
+            f"{chat}/approvals/<approval_id>", "penstock_approve", self._approve, methods=["POST"]
+        )
         for path, name in (("", "penstock_turn"), ("/recover", "penstock_recover")):
             app.add_url_rule(f"{chat}/turns/<turn_id>{path}", name, self._turn, methods=["GET"])
         if probes:
@@ -140,6 +144,33 @@ class Penstock:
 
         return await _in_sentences(answer)
 
+    async def _approve(self, chat_id: str, approval_id: str) -> Response:
+        async def answer() -> Response:
+            who = await self._check(chat_id, "approve")
+            body = decode_json(
+                await request.get_data(False, False, False),
+                limits=self._limits.wire,
+                max_bytes=self._limits.wire.chunk_bytes,
+            )
+            approved, why = (
+                (body.get("approved"), body.get("reason", "")) if isinstance(body, dict) else (None, "")
+            )
+            if not isinstance(approved, bool) or not isinstance(why, str):
+                raise HttpError(
+                    400, 'Say {"approved": true} or {"approved": false}, with a "reason" if you like.'
+                )
+            said = Verdict(
+                Decision.approved if approved else Decision.denied, why[: self._limits.wire.reason_chars], who
+            )
+            verdict = await self._streams.open_hub().decide(chat_id, approval_id, said)
+            if verdict is None:
+                raise HttpError(404, "There is no such approval.")
+            if verdict.decision is not said.decision:
+                raise HttpError(409, f"This was decided before: {verdict.decision.value}.")
+            return _json({"decision": verdict.decision.value})
+
+        return await _in_sentences(answer)
+
     async def _check(self, chat_id: str, action: Action) -> str:
         check_chat_id(chat_id)
         return await authorized(self._authorize, cast("Scope", request.scope), chat_id, action)
@@ -161,32 +192,6 @@ async def _in_sentences(answer: Callable[[], Awaitable[Response]]) -> Response:
     except StoreUnavailableError as exc:
         logger.error("a request could not be answered: %s", exc)
         return _text(503, "The journal is not available.")
-
-
-def chat_state(record: ChatRecord, turn: TurnHandle | None) -> dict[str, Any]:
-    """Return a chat's state as the HTTP contract has it."""
-    messages: list[UIMessage] = list(record.messages)
-    if turn is not None and turn.state is TurnState.running:
-        messages = [message for message in messages if message.id != turn.id] + [turn.message()]
-    return {
-        "id": record.chat_id,
-        "turn": None if turn is None else turn_state(turn),
-        "messages": messages,
-    }
-
-
-def turn_state(turn: TurnHandle) -> dict[str, Any]:
-    """Return a turn's state as the HTTP contract has it."""
-    position = turn.position
-    return {
-        "id": turn.id,
-        "state": turn.state.value,
-        "position": None if position is None else str(position),
-        # What its dead process had not stored yet is not there, and nobody knows whether there was any.
-        "missing": turn.state is TurnState.lost,
-        "startedAt": turn.record.started_at,
-        "endedAt": turn.ended_at,
-    }
 
 
 def chat_app(answer: Producer, *, page: bool = True, **options: Any) -> QuartTrio:

@@ -1,20 +1,20 @@
 """The routes that stream, as plain ASGI: they see the client leave, batch their writes, and can cut a response.
 
-`Streams` answers `POST {prefix}` and `GET {prefix}/{chat}/stream` itself, owns the hub for the length of the app's
+`Streams` answers `POST {prefix}`, `GET {prefix}/{chat}/stream` and `GET {prefix}/{chat}/watch` itself, owns the hub for the length of the app's
 lifespan, and hands every other request to the app behind it.
 """
 
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import TypeAlias
 
 import trio
 
-from penstock.connections.connection import Connection, open_connection
+from penstock.connections.connection import open_connection
+from penstock.connections.pump import pump
 from penstock.connections.transport import ASGIApp, AsgiTransport, Receive, Scope, Send
 from penstock.errors import (
     RemoteProtocolError,
@@ -22,10 +22,7 @@ from penstock.errors import (
     TurnConflictError,
     TurnNotFoundError,
 )
-from penstock.journal.position import Position
-from penstock.journal.store import TurnState
-from penstock.journal.subscription import Subscription
-from penstock.limits import Limits, WireLimits
+from penstock.limits import Limits
 from penstock.metrics import Metrics
 from penstock.turns.handle import TurnHandle
 from penstock.turns.hub import Hub, HubFullError, Recover, open_hub
@@ -41,10 +38,11 @@ from penstock.web.request import (
     read_json_body,
     sdk_version,
 )
-from penstock.wire.codec import encode
+from penstock.web.resume import Run, cursor_of, is_old, renderer, replay, turn_headers
+from penstock.web.watch import Filter, watch
 from penstock.wire.messages import ChatRequest, UIMessage, check_chat_id, read_chat_request
-from penstock.wire.sse import chunk_frame
-from penstock.wire.versions import SdkVersion, speaks
+from penstock.wire.sse import comment
+from penstock.wire.versions import SdkVersion
 
 logger = logging.getLogger("penstock.web")
 
@@ -56,11 +54,11 @@ _HEADERS = (
     (b"content-type", b"text/event-stream"),
     (b"cache-control", b"no-cache, no-store, must-revalidate, no-transform"),
     (b"x-accel-buffering", b"no"),
-    (b"x-vercel-ai-ui-message-stream", b"v1"),
 )
 
 
 Route: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
+ChatRoute: TypeAlias = Callable[[str, Scope, Receive, Send], Awaitable[None]]
 
 
 class Streams:
@@ -108,18 +106,19 @@ class Streams:
             await self._behind(scope, receive, send)
         elif scope["path"] == self._prefix:
             await self._answer_in_sentences(self._post, scope, receive, send)
-        elif (chat_id := self._chat_of_stream(scope["path"])) is not None:
-            await self._answer_in_sentences(partial(self._resume, chat_id), scope, receive, send)
+        elif (found := self._stream_of(scope["path"])) is not None:
+            route, chat_id = found
+            await self._answer_in_sentences(partial(route, chat_id), scope, receive, send)
         else:
             await self._behind(scope, receive, send)
 
-    def _chat_of_stream(self, path: str) -> str | None:
-        """Return what stands for the chat in `{prefix}/{chat}/stream`."""
-        start, end = f"{self._prefix}/", "/stream"
-        if not path.startswith(start) or not path.endswith(end):
+    def _stream_of(self, path: str) -> tuple[ChatRoute, str] | None:
+        """Return the route and the chat of `{prefix}/{chat}/stream` or `{prefix}/{chat}/watch`."""
+        chat_id, _, verb = path.removeprefix(f"{self._prefix}/").rpartition("/")
+        if not path.startswith(f"{self._prefix}/") or not chat_id or "/" in chat_id:
             return None
-        chat_id = path[len(start) : -len(end)]
-        return chat_id if chat_id and "/" not in chat_id else None
+        route = {"stream": self._resume, "watch": self._watch}.get(verb)
+        return None if route is None else (route, chat_id)
 
     async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Hold the hub open round the lifespan of the app behind us."""
@@ -171,7 +170,7 @@ class Streams:
         request = read_chat_request(body, self._limits.wire)
         await authorized(self._authorize, scope, request.chat_id, "write")
         turn = await self._start(request)
-        await self._stream(turn, turn.first_entry - 1, (), version, scope, receive, send)
+        await self._stream(turn, turn.first_entry - 1, (), version, scope, receive, send, holds=True)
 
     async def _resume(self, chat_id: str, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] != "GET":
@@ -189,8 +188,8 @@ class Streams:
             if exc.status != 404:
                 raise
             turn = None  # another's chat: the same answer as for none
-        after = None if turn is None else _cursor(scope, turn)
-        if turn is None or (after is None and self._is_old(turn)):
+        after = None if turn is None else cursor_of(scope, turn)
+        if turn is None or (after is None and is_old(turn, self._limits.hub.replay_finished_s)):
             await send({"type": "http.response.start", "status": 204, "headers": []})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         elif after is not None:
@@ -198,33 +197,53 @@ class Streams:
         else:
             # Taken in one go with the offset that follows it: nothing is awaited between.
             after = turn.entries - 1
-            replay = _replay(turn, version, self._limits)
-            await self._stream(turn, after, replay, version, scope, receive, send)
+            before = replay(turn, version, self._limits)
+            await self._stream(turn, after, before, version, scope, receive, send)
+
+    async def _watch(self, chat_id: str, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] != "GET":
+            raise HttpError(405, "Watch a chat with GET.", (b"allow", b"GET"))
+        check_chat_id(chat_id)
+        hub = self.open_hub()
+        await authorized(self._authorize, scope, chat_id, "read")
+        wanted = Filter(
+            query_parameter(scope, "types"),
+            query_parameter(scope, "lane"),
+            query_parameter(scope, "envelope") == "1",
+        )
+        last_event_id = header(scope, b"last-event-id") or query_parameter(scope, "after")
+        transport = AsgiTransport(scope, receive, send, _event_stream_headers(scope))
+        try:
+            async with open_connection(
+                transport,
+                limits=self._limits.connection,
+                metrics=self._metrics,
+                opening=comment("ok"),
+                ending=b"",
+            ) as connection:
+                await watch(
+                    hub,
+                    chat_id,
+                    connection,
+                    wanted,
+                    last_event_id,
+                    limits=self._limits,
+                    metrics=self._metrics,
+                )
+        except StoreUnavailableError as exc:
+            logger.error("a watch of chat %s was cut: %s", chat_id, exc)
 
     async def _resume_at_index(
         self, hub: Hub, run_id: str, start_index: str, scope: Scope, receive: Receive, send: Send
     ) -> None:
-        """Serve `WorkflowChatTransport`, which counts the chunks it got: on its streams, one for each entry.
-
-        A run is a turn, or the part of one that answers a later request: `<turn>` or `<turn>~<offset>`.
-        """
-        turn_id, _, base = run_id.partition("~")
-        turn = await hub.turn(turn_id)
-        if turn is not None:
-            await authorized(self._authorize, scope, turn.chat_id, "read")
-        if turn is None or not (base.isdecimal() or not base) or not _is_index(start_index):
+        """Serve `WorkflowChatTransport`, which counts the chunks it got: on its streams, one for each entry."""
+        run = Run.parse(run_id, start_index)
+        turn = None if run is None else await hub.turn(run.turn_id)
+        if run is None or turn is None:
             raise HttpError(404, NO_CHAT)
-        first, index = int(base or 0), int(start_index)
-        after = first + index - 1 if index >= 0 else max(turn.entries + index, first) - 1
-        tail_index = (b"x-workflow-stream-tail-index", b"%d" % (turn.entries - 1 - first))
-        await self._stream(turn, min(after, turn.entries - 1), (), 7, scope, receive, send, tail_index)
-
-    def _is_old(self, turn: TurnHandle) -> bool:
-        """Whether a turn ended so long ago that a client that asks for it has it."""
-        if turn.state in (TurnState.running, TurnState.suspended):
-            return False
-        ended_at = turn.ended_at
-        return ended_at is None or time.time() - ended_at > self._limits.hub.replay_finished_s
+        await authorized(self._authorize, scope, turn.chat_id, "read")
+        tail_index = (b"x-workflow-stream-tail-index", b"%d" % (turn.entries - 1 - run.first))
+        await self._stream(turn, run.after(turn.entries), (), 7, scope, receive, send, tail_index, exact=True)
 
     async def _start(self, request: ChatRequest) -> TurnHandle:
         hub = self.open_hub()
@@ -249,46 +268,40 @@ class Streams:
         self,
         turn: TurnHandle,
         after: int,
-        replay: Sequence[bytes],
+        before: Sequence[bytes],
         version: SdkVersion,
         scope: Scope,
         receive: Receive,
         send: Send,
         *headers: tuple[bytes, bytes],
+        exact: bool = False,
+        holds: bool = False,
     ) -> None:
         # Followed before anything is awaited: a turn whose follower has left may be cancelled at once.
         with turn.follow(after) as subscription:
-            transport = AsgiTransport(scope, receive, send, [*_stream_headers(scope, turn), *headers])
+            transport = AsgiTransport(
+                scope, receive, send, [*_event_stream_headers(scope), *turn_headers(turn), *headers]
+            )
             try:
                 async with open_connection(
                     transport, limits=self._limits.connection, metrics=self._metrics
                 ) as connection:
-                    for frame in replay:
+                    if holds:
+                        turn.holder_came()
+                        connection.on_close(lambda reason: turn.holder_gone())
+                    for frame in before:
                         await connection.send_frame(frame)
-                    await pump(subscription, connection, version, self._limits.turn.batch_entries)
+                    await pump(
+                        subscription,
+                        connection,
+                        renderer(version),
+                        limits=self._limits.viewer,
+                        metrics=self._metrics,
+                        exact=exact,
+                    )
             except StoreUnavailableError as exc:
                 # Cut already, by leaving the block with an error: it is not known how the turn goes on.
                 logger.error("a stream of turn %s was cut: %s", turn.id, exc)
-
-
-async def pump(
-    subscription: Subscription, connection: Connection, version: SdkVersion, batch_entries: int
-) -> None:
-    """Carry a turn to a connection, a batch at a time, to the turn's end.
-
-    What the client's version does not know is left out: one unknown chunk would end its turn.
-
-    Raises:
-        StoreUnavailableError: if it is not known how the turn goes on. The connection must be cut then.
-    """
-    while True:
-        try:
-            batch = await subscription.next_batch(batch_entries)
-        except trio.EndOfChannel:
-            return
-        data = b"".join([entry.frame for entry in batch if speaks(entry.chunk, version)])
-        if data:
-            await connection.send_frame(data)
 
 
 async def _history(hub: Hub, request: ChatRequest) -> list[UIMessage]:
@@ -311,41 +324,8 @@ async def _drain_with(hub: Hub, draining: trio.Event, drain_s: float) -> None:
     await hub.drain(drain_s * 0.75)
 
 
-def _cursor(scope: Scope, turn: TurnHandle) -> int | None:
-    """Return the offset after which the client wants the turn; None for the whole of it.
-
-    A position of another turn or another epoch, beyond the end, or no position at all: the whole message is the
-    answer that is right for each.
-    """
-    text = query_parameter(scope, "after") or header(scope, b"last-event-id")
-    if text is None:
-        return None
-    try:
-        position = Position.parse(text)
-    except RemoteProtocolError:
-        return None
-    if (position.turn_id, position.epoch) != (turn.id, turn.record.epoch) or position.offset >= turn.entries:
-        return None
-    return position.offset
-
-
-def _is_index(text: str) -> bool:
-    return len(text) < 16 and text.removeprefix("-").isdecimal()
-
-
-def _replay(turn: TurnHandle, version: SdkVersion, limits: Limits) -> list[bytes]:
-    """Return a turn so far as few frames. Only the last has an id: a client that has it has all before."""
-    whole = WireLimits(chunk_bytes=limits.turn.turn_bytes + limits.wire.chunk_bytes)
-    frames = [chunk_frame(encode(chunk, limits=whole)) for chunk in turn.compact() if speaks(chunk, version)]
-    if frames and turn.position is not None:
-        frames[-1] = b"id: %b\n%b" % (str(turn.position).encode("ascii"), frames[-1])
-    return frames
-
-
-def _stream_headers(scope: Scope, turn: TurnHandle) -> list[tuple[bytes, bytes]]:
-    headers = [*_HEADERS, (b"x-penstock-turn", turn.id.encode("ascii"))]
-    run_id = turn.id if turn.first_entry == 0 else f"{turn.id}~{turn.first_entry}"
-    headers.append((b"x-workflow-run-id", run_id.encode("ascii")))
+def _event_stream_headers(scope: Scope) -> list[tuple[bytes, bytes]]:
+    headers = list(_HEADERS)
     if scope["http_version"].startswith("1."):
         headers.append((b"connection", b"keep-alive"))
     return headers

@@ -20,7 +20,8 @@ Where the versions differ (7 is the rule, these are its exceptions):
 | `tool-approval-request.reason`, `.isAutomatic` | dropped | not spoken |
 
 Other facts, of all three: `title` of a `tool-input-error` is dropped; `rawInput` is kept only while the input comes and
-if the call fails then, and in the latter case not of a dynamic tool; metadata that is null changes nothing.
+if the call fails then, and in the latter case not of a dynamic tool; metadata that is null changes nothing; a
+`step-start` that nothing follows is in the message, and not in the list of messages that `useChat` shows.
 
 Differences from all of them, of which no legal program makes use: metadata that is not an object is replaced, where the
 client makes an object of indices or fails; and the list in `partial_json.py`.
@@ -128,6 +129,9 @@ class Assembly:
         self._reasoning: dict[str, _Pieces] = {}
         self._inputs: dict[str, _ToolInput] = {}
         self._calls: dict[str, dict[str, Any]] = {}
+        self._step_calls: set[str] = set()
+        """Those that began in the current step. Of others, input makes a new part: an id may be used again after its
+        step was reset, which versions before 7 aren't told."""
         self._data: dict[tuple[str, str], dict[str, Any]] = {}
 
     def apply(self, chunk: AnyChunk) -> None:
@@ -145,16 +149,11 @@ class Assembly:
         """Return the message so far, ready for JSON. What is nested in its parts must not be changed."""
         for pieces in (*self._text.values(), *self._reasoning.values(), *self._inputs.values()):
             pieces.settle()
-        message: dict[str, Any] = {
-            "id": self._id,
-            "role": "assistant",
-            "parts": [dict(part) for part in self._parts],
-        }
+        message: dict[str, Any] = {"id": self._id, "role": "assistant"}
+        message["parts"] = [dict(part) for part in self._parts]
         if self._metadata is not None:
             message["metadata"] = self._metadata
         return message
-
-    # The message.
 
     def _start(self, chunk: Start) -> None:
         if chunk.message_id is not UNSET:
@@ -162,12 +161,13 @@ class Assembly:
         self._merge_metadata(chunk)
 
     def _merge_metadata(self, chunk: Start | Finish | MessageMetadata) -> None:
-        if chunk.message_metadata is not UNSET and chunk.message_metadata is not None:
+        if chunk.message_metadata not in (UNSET, None):
             self._metadata = _merged(self._metadata, msgspec.to_builtins(chunk.message_metadata))
 
     def _start_step(self, chunk: StartStep) -> None:
         self._parts.append({"type": "step-start"})
         self._step = len(self._parts)
+        self._step_calls.clear()
 
     def _reset_step(self, chunk: ResetStep) -> None:
         dropped = {id(part) for part in self._parts[self._step :]}
@@ -175,10 +175,9 @@ class Assembly:
         self._text.clear()
         self._reasoning.clear()
         self._inputs.clear()
+        self._step_calls.clear()
         self._calls = {key: part for key, part in self._calls.items() if id(part) not in dropped}
         self._data = {key: part for key, part in self._data.items() if id(part) not in dropped}
-
-    # Text and reasoning.
 
     def _start_text(self, chunk: TextStart) -> None:
         self._open(self._text, chunk.id, {"type": "text"}, chunk)
@@ -213,8 +212,6 @@ class Assembly:
         if isinstance(chunk, TextEnd) and self._sdk == 7:
             _keep(pieces.part, citations=chunk.citations)
 
-    # Parts that are whole in themselves.
-
     def _add_part(
         self, chunk: File | ReasoningFile | SourceUrl | SourceDocument | Custom | SteeringMessage
     ) -> None:
@@ -234,8 +231,6 @@ class Assembly:
                 return
         self._parts.append(part)
 
-    # Tool calls.
-
     def _start_input(self, chunk: ToolInputStart) -> None:
         part = self._call(chunk, "input-streaming", inputEncoding=self._unless_5(chunk.input_encoding))
         is_text = chunk.input_encoding == "text" and self._sdk > 5
@@ -251,7 +246,7 @@ class Assembly:
         _keep(part, title=self._unless_5(chunk.title), callProviderMetadata=chunk.provider_metadata)
 
     def _fail_input(self, chunk: ToolInputError) -> None:
-        is_new = chunk.tool_call_id not in self._calls
+        is_new = chunk.tool_call_id not in self._step_calls
         key = "input" if self._sdk == 7 or chunk.dynamic is True else "rawInput"
         part = self._call(chunk, "output-error", errorText=chunk.error_text, **{key: chunk.input})
         if self._sdk > 5:
@@ -305,15 +300,22 @@ class Assembly:
         **fields: Any,
     ) -> dict[str, Any]:
         """Bring a tool call's part, which may be a new one, to a state; of these fields it has only those given."""
-        self._inputs.pop(chunk.tool_call_id, None)
-        part = self._calls.get(chunk.tool_call_id)
-        if part is None:
-            assert not isinstance(chunk, ToolOutputAvailable | ToolOutputError)
-            if chunk.dynamic is True:
-                part = {"type": "dynamic-tool", "toolName": chunk.tool_name, "toolCallId": chunk.tool_call_id}
-            else:
-                part = {"type": f"tool-{chunk.tool_name}", "toolCallId": chunk.tool_call_id}
-            self._calls[chunk.tool_call_id] = part
+        call_id = chunk.tool_call_id
+        pieces = self._inputs.pop(call_id, None)
+        if isinstance(chunk, ToolOutputAvailable | ToolOutputError) or call_id in self._step_calls:
+            part = self._calls[call_id]
+        else:
+            if pieces is not None:
+                pieces.settle()
+            name = chunk.tool_name
+            part = (
+                {"type": f"tool-{name}"}
+                if chunk.dynamic is not True
+                else {"type": "dynamic-tool", "toolName": name}
+            )
+            part["toolCallId"] = call_id
+            self._calls[call_id] = part
+            self._step_calls.add(call_id)
             self._parts.append(part)
         part["state"] = state
         _put(part, **{**_CALL_FIELDS, **fields})

@@ -27,6 +27,8 @@ from penstock.wire.chunks import AnyChunk, Chunk, Data, KnownChunk, ReasoningDel
 T = TypeVar("T")
 
 _KIND_TYPES: dict[str, type[Chunk]] = {str(kind.__struct_config__.tag): kind for kind in get_args(KnownChunk)}
+KINDS = frozenset(_KIND_TYPES)
+"""The names of all kinds, but for the app's own `data-*`."""
 _CHUNK_TYPES = frozenset([*_KIND_TYPES.values(), Data])
 _LATER_FINISH_REASONS = ("interrupted", "unknown")
 

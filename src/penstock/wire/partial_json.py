@@ -7,7 +7,8 @@ Source: `parsePartialJson` of the npm package `ai` 5.0, 6.0 and 7.0. Facts where
 text that ends in the minus of an array's first number, 5 has none for one that ends within an escape such as `\\u00e9`.
 
 Differences from all of them: what `decode_json` refuses (the same key twice, nesting beyond its limit) has no value here;
-an object that holds the key `__proto__` has one; and half of an escaped surrogate pair is left out, as it has no UTF-8.
+an object that holds the key `__proto__` has one; half of an escaped surrogate pair is left out, as it has no UTF-8; and
+of text that is no beginning of JSON clients sometimes make a value by accident, as `{"a"` of `{"a": Tru`.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ _TOKEN = re.compile(
     )""",
     re.VERBOSE | re.DOTALL | re.ASCII | re.IGNORECASE,
 )
+_CUT_ESCAPE = re.compile(r"\\u[0-9A-Fa-f]{0,3}\Z")
 _CLOSERS = {"{": "}", "[": "]"}
 _WORDS = ("true", "false", "null")
 
@@ -87,9 +89,9 @@ def _closed(text: str, sdk: SdkVersion) -> str:
         else:
             whole = next((whole for whole in _WORDS if whole.startswith(word)), None)
             if whole is None:
-                break
+                return ""
             end, suffix = at, whole[len(word) :]
         before = mark
-    if sdk == 5 and not key_next and text.startswith("\\u", at):
+    if sdk == 5 and suffix == '"' and _CUT_ESCAPE.search(text, at):
         return ""
     return text[:end] + suffix + "".join(reversed(closers))

@@ -1,0 +1,121 @@
+"""Carries a turn to a connection, a batch at a time, and decides what becomes of a viewer that can't keep up.
+
+Nobody waits for a viewer: its entries are in the tail, and it reads on when its connection has room. One that is far
+behind is sent less in more sense: adjacent deltas of one part are joined, the text being the same, and what nobody
+keeps is left out and counted. One that stays far behind is cut, as `slow_consumer`; it can resume from its position.
+Nothing else is ever left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+import trio
+from msgspec import UNSET
+from msgspec.structs import replace
+
+from penstock.closing import CloseReason
+from penstock.connections.connection import Connection
+from penstock.journal.entry import Entry
+from penstock.journal.subscription import Subscription
+from penstock.limits import ViewerLimits, WireLimits
+from penstock.metrics import Metrics
+from penstock.wire.chunks import LANE_CHUNK, AnyChunk, Rank, ReasoningDelta, TextDelta, ToolInputDelta
+from penstock.wire.codec import encode
+
+Render: TypeAlias = Callable[[Sequence[Entry]], bytes]
+"""Turns entries into what the client is sent; empty if none of them is for it."""
+
+
+async def pump(
+    subscription: Subscription,
+    connection: Connection,
+    render: Render,
+    *,
+    limits: ViewerLimits,
+    metrics: Metrics,
+    exact: bool = False,
+) -> None:
+    """Send what the subscription has, to the turn's end.
+
+    Args:
+        subscription: an open one.
+        connection: where to.
+        render: how.
+        limits: how far behind is far, and for how long.
+        metrics: counts `viewer_merges` and `viewer_dropped`.
+        exact: never join or leave out anything, for a client that counts.
+
+    Raises:
+        StoreUnavailableError: if it is not known how the turn goes on. The connection must be cut then.
+    """
+    behind_since: float | None = None
+    while True:
+        try:
+            batch = await subscription.next_batch(limits.batch_entries)
+        except trio.EndOfChannel:
+            return
+        if subscription.lag > limits.pressure_entries or subscription.lag_bytes > limits.pressure_bytes:
+            now = trio.current_time()
+            behind_since = now if behind_since is None else behind_since
+            if now - behind_since > limits.lag_s:
+                connection.close(CloseReason.slow_consumer)
+                await trio.lowlevel.checkpoint()
+            if not exact:
+                batch += subscription.next_batch_nowait(limits.merge_entries)
+                batch, dropped = merge(batch)
+                metrics.count("viewer_merges")
+                if dropped:
+                    metrics.count("viewer_dropped", dropped)
+        else:
+            behind_since = None
+        data = render(batch)
+        if data:
+            await connection.send_frame(data)
+
+
+def merge(entries: Sequence[Entry]) -> tuple[list[Entry], int]:
+    """Join adjacent deltas of one part, and leave out what is droppable; return that and how many were left out.
+
+    A joined entry has the last one's position.
+    """
+    merged: list[Entry] = []
+    run: list[Entry] = []
+    run_part: object = None
+    dropped = 0
+    for entry in entries:
+        part = _part(entry.chunk)
+        if part is None or part != run_part:
+            merged += _joined(run)
+            run, run_part = [], part
+        if part is not None:
+            run.append(entry)
+        elif entry.chunk.rank is Rank.droppable and entry.chunk.kind != LANE_CHUNK:
+            dropped += 1
+        else:
+            merged.append(entry)
+    return merged + _joined(run), dropped
+
+
+def _part(chunk: AnyChunk) -> object:
+    """Return what makes deltas belong together, None for what is no delta or says more than its text."""
+    if isinstance(chunk, TextDelta | ReasoningDelta):
+        return (type(chunk), chunk.id) if chunk.provider_metadata is UNSET else None
+    return (type(chunk), chunk.tool_call_id) if isinstance(chunk, ToolInputDelta) else None
+
+
+def _joined(run: list[Entry]) -> list[Entry]:
+    if len(run) < 2:
+        return run
+    last = run[-1]
+    chunk: AnyChunk
+    if isinstance(last.chunk, ToolInputDelta):
+        text = "".join([entry.chunk.input_text_delta for entry in run])  # type: ignore[union-attr]
+        chunk = replace(last.chunk, input_text_delta=text)
+    else:
+        text = "".join([entry.chunk.delta for entry in run])  # type: ignore[union-attr]
+        chunk = replace(last.chunk, delta=text)
+    # Joined chunks may be longer than a producer's: the limit there is about one write.
+    json = encode(chunk, limits=WireLimits(chunk_bytes=sum(len(entry.json) for entry in run)))
+    return [Entry(last.offset, chunk, json, last.id_prefix)]
