@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from penstock.client.client import Client, open_client
     from penstock.closing import CloseReason
     from penstock.connections.connection import Connection, open_connection
     from penstock.connections.transport import AsgiTransport, Transport
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "AnswerError": "penstock.errors",
     "AsgiTransport": "penstock.connections.transport",
+    "Client": "penstock.client.client",
     "CloseReason": "penstock.closing",
     "Connection": "penstock.connections.connection",
     "ConnectionClosedError": "penstock.errors",
@@ -52,6 +54,7 @@ _HOMES = {
     "TurnState": "penstock.journal.store",
     "UIMessage": "penstock.wire.messages",
     "chat_app": "penstock.web.quart",
+    "open_client": "penstock.client.client",
     "open_connection": "penstock.connections.connection",
     "open_hub": "penstock.turns.hub",
 }
@@ -59,6 +62,7 @@ _HOMES = {
 __all__ = [
     "AnswerError",
     "AsgiTransport",
+    "Client",
     "CloseReason",
     "Connection",
     "ConnectionClosedError",
@@ -79,6 +83,7 @@ __all__ = [
     "TurnState",
     "UIMessage",
     "chat_app",
+    "open_client",
     "open_connection",
     "open_hub",
 ]

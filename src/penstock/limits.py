@@ -204,6 +204,8 @@ class ClientLimits(msgspec.Struct, frozen=True, kw_only=True):
     """One event. A replay has all of a part's text in one delta, up to the 32 MiB of a turn."""
     answer_bytes: int = 64 << 20
     """A chat's state, with all its messages."""
+    trailer_s: float = 1.0
+    """From an answer's last chunk to the end of its body: only then can the connection be used again."""
     refusal_bytes: int = 2 << 10
     """What is read of the sentence that comes with an error status."""
     refusal_s: float = 2.0

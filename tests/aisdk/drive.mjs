@@ -1,6 +1,7 @@
 // Drives the real client of `ai` 5, 6 or 7 as useChat would, and says what came of it.
 //
-// Reads one JSON job from stdin and writes one JSON result to stdout. Exit code 0 unless the driver itself broke.
+// Reads one JSON job from stdin and writes one JSON result to stdout; of an array of jobs, which run at the same time, an
+// array of results. Exit code 0 unless the driver itself broke.
 //
 // {version, url, text?, chatId?, messages?, headers?, body?, resume?, deadlineS?}
 //     One request over HTTP: a message with `text`, or with `resume` a reconnect. Of the result, `responses` is what
@@ -115,10 +116,7 @@ function canned(chunks) {
   return async () => new Response(body, { headers: { 'content-type': 'text/event-stream' } });
 }
 
-async function main() {
-  let input = '';
-  for await (const text of process.stdin.setEncoding('utf8')) input += text;
-  const job = JSON.parse(input);
+async function run(job) {
   const deadline = new Promise(resolve => setTimeout(resolve, (job.deadlineS ?? 30) * 1000).unref());
   if (job.assemble) {
     const results = [];
@@ -137,5 +135,8 @@ async function main() {
   return { ...result, responses };
 }
 
-const result = await main();
+let input = '';
+for await (const text of process.stdin.setEncoding('utf8')) input += text;
+const job = JSON.parse(input);
+const result = await (Array.isArray(job) ? Promise.all(job.map(run)) : run(job));
 process.stdout.write(JSON.stringify(result), () => process.exit(0));

@@ -50,7 +50,7 @@ async def test_a_dripped_head_is_cut() -> None:
     async with open_server(read_all, limits=LIMITS) as server:
         answer, after_s = await drip(server, GET[:-2] + b"x-drip: " + b"x" * 1000)
         assert answer.startswith(b"HTTP/1.1 408 ")
-        assert 0.09 < after_s < 0.5
+        assert 0.09 < after_s < 1
         assert server.metrics.get("server_timeouts", phase="head") == 1
 
 
@@ -70,7 +70,7 @@ async def test_a_dripped_body_is_cut(framing: bytes) -> None:
             nursery.start_soon(feed)
             assert (await client.read_until(b"\r\n\r\n")).startswith(b"HTTP/1.1 408 ")
             nursery.cancel_scope.cancel()
-        assert 0.14 < trio.current_time() - started < 0.6
+        assert 0.14 < trio.current_time() - started < 1
         assert server.metrics.get("server_timeouts", phase="body") == 1
 
 
@@ -107,7 +107,7 @@ async def test_an_idle_connection_is_closed_after_a_request() -> None:
             await client.send(b"\r\n")
         with trio.fail_after(1):
             assert (await client.read_to_end())[0] == b""
-        assert 0.15 < trio.current_time() - started < 0.5
+        assert 0.15 < trio.current_time() - started < 1
 
 
 @pytest.fixture

@@ -63,7 +63,7 @@ async def test_quart_trio_connections_close() -> None:
         idle_since = trio.current_time()
         with trio.fail_after(1):
             assert await client.read_to_end() == (b"", "eof")
-        assert 0.1 < trio.current_time() - idle_since < 0.4
+        assert 0.1 < trio.current_time() - idle_since < 0.9
         await wait_for(lambda: server.metrics.get("server_connections") == 0)
     assert events == ["stopped"]
 
@@ -76,7 +76,7 @@ async def test_a_stream_ends_with_its_client() -> None:
         client.close()
         left_at = trio.current_time()
         await wait_for(lambda: bool(events))
-        assert trio.current_time() - left_at < 0.1
+        assert trio.current_time() - left_at < 0.5
         await wait_for(lambda: server.metrics.get("server_connections") == 0)
         assert server.metrics.get("server_app_errors") == 0
         assert server.metrics.get("server_connection_errors") == 0

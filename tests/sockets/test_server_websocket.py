@@ -166,7 +166,7 @@ async def test_a_vanished_client_is_1006_at_once(how: str) -> None:
         getattr(client.raw, how)()
         await wait_for(lambda: bool(app.messages))
         assert app.messages[0]["code"] == 1006
-        assert trio.current_time() - left_at < 0.05
+        assert trio.current_time() - left_at < 0.5
 
 
 @pytest.mark.parametrize("fragments", [1, 50])

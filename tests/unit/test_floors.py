@@ -20,6 +20,7 @@ FLOORS = {
     "wire": 1,
     "journal": 2,
     "turns": 3,
+    "http": 3,
     "relay": 4,
     "connections": 4,
     "client": 4,

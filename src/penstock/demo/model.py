@@ -31,6 +31,9 @@ LONG_DELTAS = (1, 1_000, 200_000)
 SILENT_S = (0.0, 5.0, 600.0)
 """`/silent`: the shortest, the usual and the longest silence, in seconds."""
 
+APPROVAL_S = 60.0
+"""How long `/approve now` waits for the user."""
+
 DROP_PNG = (
     "data:image/png;base64,"
     "iVBORw0KGgoAAAANSUhEUgAAABgAAAAYAgMAAACdGdVrAAAACVBMVEUAAAAfesS/4/+t/S4+AAAAAXRSTlMAQObYZgAA"
@@ -177,6 +180,27 @@ class _Command(NamedTuple):
     run: Callable[[Turn, str], Awaitable[None]]
 
 
+async def _approve(turn: Turn, argument: str) -> None:
+    """Ask before a gate is opened: by ending the stream until the user has decided, or inside it."""
+    if turn.messages[-1].role == "assistant":
+        calls = turn.approved_calls()
+        for call in calls:
+            async with turn.resume_call(call) as gate:
+                await gate.output({"open": True})
+        await _say(turn, "The gate is open." if calls else "The gate stays shut.")
+        return
+    async with turn.step():
+        await _say(turn, "I won't do this without your word.")
+        async with turn.tool_call("open_gate", {"gate": "Spillway"}, title="Open a gate") as gate:
+            if argument != "now":
+                await gate.request_approval()
+                return
+            verdict = await gate.approval(holder="connection", wait_s=APPROVAL_S)
+            if verdict.approved:
+                await gate.output({"open": True})
+    await _say(turn, "The gate is open." if verdict.approved else "The gate stays shut.")
+
+
 COMMANDS = {
     command.usage.split()[0]: command
     for command in (
@@ -190,6 +214,7 @@ COMMANDS = {
         _Command("/sources", "a web page and a document as sources", _sources),
         _Command("/file", "a small picture", _file),
         _Command("/data", "data parts: kept, replaced, transient", _data),
+        _Command("/approve", "a tool that asks first; `/approve now` waits for you in the stream", _approve),
         _Command("/error", "some text, then an exception", _error),
         _Command("/silent S", "nothing for S seconds, 0 to 600, then text", _silent),
         _Command("/steps", "two steps with a tool between", _steps),

@@ -132,7 +132,11 @@ class SqliteStore:
 
     async def append(self, batches: Sequence[Batch]) -> None:
         """See `Store.append`."""
-        await self._writer.write(partial(self._append, batches))
+        if not batches:
+            return
+        refused = await self._writer.write(partial(self._append, batches))
+        if refused is not None:
+            raise refused
 
     async def seal(self, batch: Batch, state: TurnState, message: UIMessage | None, *, at: float) -> bool:
         """See `Store.seal`."""
@@ -174,7 +178,8 @@ class SqliteStore:
         except sqlite3.Error as exc:
             raise StoreUnavailableError(f"the journal can't be read: {exc}") from exc
 
-    def _append(self, batches: Sequence[Batch], db: Db) -> None:
+    def _append(self, batches: Sequence[Batch], db: Db) -> LocalProtocolError | TurnSealedError | None:
+        """Store what can be stored, and return, not raise, why something can't: an exception would undo the rest."""
         refused: LocalProtocolError | TurnSealedError | None = None
         for batch in batches:
             try:
@@ -189,8 +194,7 @@ class SqliteStore:
                 refused = exc
             except TurnSealedError as exc:
                 refused = refused or exc
-        if refused is not None:
-            raise refused
+        return refused
 
     def _seal(self, batch: Batch, state: TurnState, message: _Message | None, at: float, db: Db) -> bool:
         row = db.execute(

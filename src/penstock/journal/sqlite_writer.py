@@ -34,13 +34,18 @@ _Answer: TypeAlias = tuple[Any, Exception | None]
 class _Operation(Generic[T]):
     """A call that waits for its commit."""
 
-    __slots__ = ("_answer", "done", "since", "work")
+    __slots__ = ("_answer", "_work", "done", "since", "withdrawn")
 
     def __init__(self, work: Work[T]) -> None:
-        self.work = work
+        self._work = work
+        self.withdrawn = False
         self.since = trio.current_time()
         self.done = trio.Event()
         self._answer: _Answer = (None, None)
+
+    def run(self, connection: sqlite3.Connection) -> T | None:
+        # It may have been given up while the thread waited for a lock.
+        return None if self.withdrawn else self._work(connection)
 
     def settle(self, answer: _Answer) -> None:
         self._answer = answer
@@ -89,6 +94,7 @@ class Writer:
         try:
             await operation.done.wait()
         finally:
+            operation.withdrawn = True
             self._waiting.pop(operation, None)
         return operation.answer()
 
@@ -122,7 +128,7 @@ class Writer:
     async def _commit(self) -> None:
         operations = list(islice(self._waiting, self._limits.commit_operations))
         try:
-            answers = await self._transact([operation.work for operation in operations])
+            answers = await self._transact([operation.run for operation in operations])
         except sqlite3.Error as exc:
             locked = is_locked(exc)
             if not locked:

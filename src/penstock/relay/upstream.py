@@ -27,8 +27,8 @@ from penstock.errors import (
     UpstreamStatusError,
     UpstreamTruncatedError,
 )
+from penstock.http import http_client, open_body, tls_context
 from penstock.limits import Limits
-from penstock.relay.http import http_client, open_body, tls_context
 from penstock.relay.openai import (
     ANSWER_TOO_LONG,
     BUSY,

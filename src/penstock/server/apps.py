@@ -12,7 +12,6 @@ its client left has done nothing wrong: that is not logged.
 
 from __future__ import annotations
 
-import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -172,10 +171,3 @@ class AppTasks:
             self._inboxes.discard(inbox)
         # Not reached when cancelled: then the client's socket is being closed under all of this.
         await send(None)
-
-
-def log_lost_client(error: BaseException) -> None:
-    """Log what a client did to its own connection: one line, and the traceback for those who want it."""
-    logger.warning("a connection was closed: %s", summary(error))
-    if logger.isEnabledFor(logging.DEBUG):
-        logger.debug("its traceback:\n%s", indented_traceback(error))

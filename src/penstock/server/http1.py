@@ -4,8 +4,8 @@ What differs from Hypercorn 0.18, and the test that says when the difference can
 
 - A byte after the request does not stop the reading, so the disconnect is still seen (`test_disconnect_after_stray_bytes`).
 - Deadlines for the head, the body and the idle time (`test_server_deadlines.py`).
-- Content-Length with Transfer-Encoding is refused (`test_length_and_chunked_is_refused`), as are an oversized head that
-  arrives at once, HTTP/2 unless asked for, and bad WebSocket handshakes; each connection is closed then.
+- Content-Length with Transfer-Encoding is refused, as are an oversized head that arrives at once, HTTP/2 unless asked
+  for, and bad WebSocket handshakes; the connection is closed then (`test_malformed_requests_are_refused_and_closed`).
 - An answer to a request that is not read to its end survives the closing (`test_early_answer_arrives`).
 - An unfinished response never looks finished, to HTTP/1.0 neither (`test_server_unfinished.py`).
 """

@@ -1,8 +1,8 @@
 """HTTP/2 of one client, where it was asked for: Hypercorn's h2 protocol, mended.
 
-What differs from Hypercorn 0.18, and the test (in `test_server_http2.py`) that says when the difference can go:
+What differs from Hypercorn 0.18, and the test that says when the difference can go:
 
-- Body data for a stream that has been answered already is dropped, not a KeyError (`test_early_answer_while_data_comes`).
+- Body data for an answered stream is dropped, not a KeyError (`test_http2_early_answer_while_data_comes`).
 - An unfinished response resets its stream; Hypercorn leaves the client waiting (`test_unfinished_response_resets`).
 - A closed flow-control window holds the app (`test_closed_window_holds_the_app`).
 

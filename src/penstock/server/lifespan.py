@@ -71,7 +71,6 @@ class Lifespan:
                 self._told.append(phase)
                 return {"type": f"lifespan.{phase}"}
         await trio.sleep_forever()
-        raise AssertionError("unreachable")
 
     async def _send(self, message: Message) -> None:
         _, phase, outcome = message["type"].split(".")

@@ -20,9 +20,17 @@ from penstock.server.apps import ASGIApp
 from penstock.server.drain import Drain
 from penstock.server.lifespan import Lifespan
 from penstock.server.log import logger
-from penstock.server.peer import Peer, Service, address_of
+from penstock.server.peer import Peer, Service
 from penstock.server.refusals import refusal
-from penstock.server.tcp import TcpStream, accept_nowait, no_room, open_listeners, prepare_listener, url_of
+from penstock.server.tcp import (
+    TcpStream,
+    accept_nowait,
+    address_of,
+    no_room,
+    open_listeners,
+    prepare_listener,
+    url_of,
+)
 
 _LIMITS = ServerLimits()
 _NO_METRICS = NopMetrics()
@@ -63,6 +71,7 @@ async def serve(
 
     Raises:
         OSError: the address can't be bound, or a certificate file can't be read.
+        ValueError: one of `certfile` and `keyfile` without the other.
         AppStartupError: the app refused to start.
         ExceptionGroup: the app's lifespan failed after it started.
 
@@ -237,6 +246,8 @@ def _config(limits: ServerLimits) -> Config:
 
 
 def _tls_context(certfile: str | None, keyfile: str | None, *, http2: bool) -> ssl.SSLContext | None:
+    if (certfile is None) != (keyfile is None):
+        raise ValueError("TLS needs both a certificate file and a key file")
     config = Config()
     config.certfile = certfile
     config.keyfile = keyfile

@@ -32,11 +32,12 @@ from hypercorn.typing import ConnectionState
 from penstock.errors import ClientGoneError
 from penstock.limits import ServerLimits
 from penstock.metrics import Metrics
-from penstock.server.apps import AppTasks, ASGIApp, log_lost_client
+from penstock.server.apps import AppTasks, ASGIApp
 from penstock.server.drain import Drain
 from penstock.server.http1 import Http1
 from penstock.server.http2 import Http2
-from penstock.server.tcp import TcpStream
+from penstock.server.log import indented_traceback, logger, summary
+from penstock.server.tcp import TcpStream, address_of
 
 _READ_BYTES = 64 << 10
 _TLS_WRITE_BYTES = 64 << 10
@@ -120,7 +121,8 @@ class Peer:
             pass  # The client left while something was written to it.
         except* Exception as error:
             self.service.metrics.count("server_connection_errors")
-            log_lost_client(error)
+            logger.warning("a connection was closed: %s", summary(error))
+            logger.debug("its traceback:\n%s", indented_traceback(error))
         finally:
             self.abort()  # Where it is not closed yet, it failed or was cancelled: no polite end.
             self.service.metrics.gauge("server_connections", -1)
@@ -145,10 +147,8 @@ class Peer:
         return True
 
     async def _speak(self, protocol: type[Http1 | Http2]) -> None:
-        local = self._tcp.local_address()
-        self._protocol = protocol(
-            self, ConnectionState(self.service.state), local[:2] if isinstance(local, tuple) else None
-        )
+        state = ConnectionState(self.service.state)
+        self._protocol = protocol(self, state, address_of(self._tcp.local_address()))
         self.deadline = trio.current_time() + self.limits.keep_alive_s
         await self._protocol.initiate()
 
@@ -313,8 +313,3 @@ class Peer:
             self.hang_up()
         elif self._protocol.idle:
             self._protocol.go_away()
-
-
-def address_of(address: object) -> tuple[str, int] | None:
-    """Return host and port of a peer's address; None for one that has none, as a Unix socket's."""
-    return address[:2] if isinstance(address, tuple) else None

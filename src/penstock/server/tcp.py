@@ -172,6 +172,11 @@ def url_of(listener: socket.socket, scheme: str) -> str:
     return f"unix:{address}"
 
 
+def address_of(address: object) -> tuple[str, int] | None:
+    """Return a socket address's host and port; None for one that has none, as a Unix socket's."""
+    return address[:2] if isinstance(address, tuple) else None
+
+
 _NO_ROOM = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
 _NOT_A_LISTENER = {errno.EBADF, errno.EINVAL, errno.ENOTSOCK, errno.EOPNOTSUPP}
 

@@ -2,7 +2,7 @@
 
 What differs from Hypercorn 0.18, and the test that says when the difference can go:
 
-- A handshake with non-ASCII or doubled fields is refused; Hypercorn's process ends (`test_bad_handshakes_are_refused`).
+- A handshake with non-ASCII or doubled fields is refused; Hypercorn's process ends (`test_malformed_requests_are_refused_and_closed`).
 - permessage-deflate is not offered: 100 KiB for each socket, and a bomb to defuse (`test_no_deflate`).
 - The app is told the client's own close code and reason, not 1006 (`test_close_code_reaches_the_app`).
 - A broken or oversized message closes the connection with its code; Hypercorn goes on to collect the oversized one

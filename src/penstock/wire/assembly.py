@@ -136,9 +136,9 @@ class Assembly:
 
     def apply(self, chunk: AnyChunk) -> None:
         """Take in a legal chunk. Its values are copied: the producer may change them afterwards."""
-        if isinstance(chunk, TextDelta) and chunk.provider_metadata is UNSET:
+        if type(chunk) is TextDelta and chunk.provider_metadata is UNSET:
             self._text[chunk.id].pieces.append(chunk.delta)
-        elif isinstance(chunk, ToolInputDelta):
+        elif type(chunk) is ToolInputDelta:
             self._inputs[chunk.tool_call_id].pieces.append(chunk.input_text_delta)
         elif speaks(chunk, self._sdk):
             act = _ACTS.get(type(chunk))
@@ -200,7 +200,7 @@ class Assembly:
         self._parts.append(part)
 
     def _add_text(self, chunk: TextDelta | ReasoningDelta) -> None:
-        pieces = (self._text if isinstance(chunk, TextDelta) else self._reasoning)[chunk.id]
+        pieces = (self._text if type(chunk) is TextDelta else self._reasoning)[chunk.id]
         pieces.pieces.append(chunk.delta)
         _keep(pieces.part, providerMetadata=chunk.provider_metadata)
 
