@@ -47,7 +47,9 @@ def cpu_s(pid: int) -> float:
 @contextmanager
 def server(command: list[str], port: int) -> Iterator[int]:
     """Run a server on core 0 until the block ends; yield its process id once it accepts."""
-    with subprocess.Popen(["taskset", "-c", "0", *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    with subprocess.Popen(
+        ["taskset", "-c", "0", *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
         try:
             deadline = time.monotonic() + START_S
             while True:
@@ -66,7 +68,10 @@ def server(command: list[str], port: int) -> Iterator[int]:
 def read_burst(port: int, chunks: int) -> int:
     """Ask for one turn of so many deltas, read it to the end, and return how many came."""
     body = json.dumps(
-        {"id": f"c{time.monotonic_ns()}", "messages": [{"id": "u", "role": "user", "parts": [{"type": "text", "text": f"/long {chunks}"}]}]}
+        {
+            "id": f"c{time.monotonic_ns()}",
+            "messages": [{"id": "u", "role": "user", "parts": [{"type": "text", "text": f"/long {chunks}"}]}],
+        }
     ).encode()
     head = f"POST /api/chat HTTP/1.1\r\nhost: bench\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
     found = 0
@@ -102,8 +107,12 @@ def main() -> None:
     ours, theirs = free_port(), free_port()
     results: dict[str, list[tuple[float, float]]] = {"penstock": [], "sse-starlette": []}
     with (
-        server([str(Path(sys.executable).with_name("penstock")), "serve", "--port", str(ours)], ours) as our_pid,
-        server([sys.executable, str(HERE / "peers" / "sse_starlette_app.py"), str(theirs)], theirs) as their_pid,
+        server(
+            [str(Path(sys.executable).with_name("penstock")), "serve", "--port", str(ours)], ours
+        ) as our_pid,
+        server(
+            [sys.executable, str(HERE / "peers" / "sse_starlette_app.py"), str(theirs)], theirs
+        ) as their_pid,
     ):
         for pid, port in ((our_pid, ours), (their_pid, theirs)):
             read_burst(port, 1000)
@@ -119,7 +128,9 @@ def main() -> None:
         }
         for name, rounds in results.items()
     }
-    ratio = {key: round(table["sse-starlette"][key] / table["penstock"][key], 1) for key in ("wall_us", "cpu_us")}
+    ratio = {
+        key: round(table["sse-starlette"][key] / table["penstock"][key], 1) for key in ("wall_us", "cpu_us")
+    }
     if options.json:
         print(
             json.dumps(
@@ -128,7 +139,10 @@ def main() -> None:
                     "rounds": options.rounds,
                     "python": platform.python_version(),
                     "platform": platform.platform(),
-                    "versions": {name: version(name) for name in ("penstock", "sse-starlette", "uvicorn", "trio", "hypercorn")},
+                    "versions": {
+                        name: version(name)
+                        for name in ("penstock", "sse-starlette", "uvicorn", "trio", "hypercorn")
+                    },
                     "results": table,
                     "ratio": ratio,
                 },

@@ -29,4 +29,6 @@ async def chat(request: Request) -> Response:
 app = Starlette(routes=[Route("/api/chat", chat, methods=["POST"])])
 
 if __name__ == "__main__":
-    uvicorn.run(app, port=int(sys.argv[1]), loop="uvloop", http="httptools", access_log=False, log_level="error")
+    uvicorn.run(
+        app, port=int(sys.argv[1]), loop="uvloop", http="httptools", access_log=False, log_level="error"
+    )

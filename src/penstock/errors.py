@@ -117,7 +117,7 @@ class ConnectionFullError(PenstockError):
 
 
 class ClientGoneError(PenstockError, OSError):
-    """An ASGI app sent something to a client that has left.
+    """The client has left: nobody is there to be answered or written to.
 
     An `OSError`, as ASGI asks: frameworks that stop a response when `send` raises one, stop here too.
     """

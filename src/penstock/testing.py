@@ -16,7 +16,7 @@ import httpx2
 import msgspec
 import trio
 
-from penstock.connections.transport import ASGIApp
+from penstock.asgi import ASGIApp
 from penstock.limits import ServerLimits, WireLimits
 from penstock.metrics import Metrics, NopMetrics
 from penstock.server import serve

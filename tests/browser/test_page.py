@@ -7,8 +7,8 @@ import shutil
 from pathlib import Path
 
 import trio
-from parts import require
 
+from parts import require
 from penstock import chat_app
 from penstock.demo.model import answer
 from penstock.testing import open_server

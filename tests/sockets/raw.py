@@ -13,9 +13,10 @@ from typing import Any
 
 import trio
 
+from penstock.asgi import ASGIApp
 from penstock.limits import ServerLimits
 from penstock.metrics import Counters
-from penstock.server import ASGIApp, serve
+from penstock.server import serve
 
 Scope = dict[str, Any]
 Message = dict[str, Any]

@@ -10,9 +10,9 @@ import httpx2
 import msgspec
 import pytest
 import raw
+import trio
 from quart_trio import QuartTrio
 
-import trio
 from penstock import Limits, Penstock, Turn, chat_app
 from penstock.limits import ConnectionLimits, ServerLimits, WireLimits
 from penstock.metrics import Counters

@@ -23,7 +23,6 @@ import httpx2
 import msgspec
 import pytest
 import trio
-from penstock.wire.assembly import assemble
 
 from penstock import TurnState, open_hub
 from penstock.errors import (
@@ -37,6 +36,7 @@ from penstock.relay.openai import ANSWER_TOO_LONG, BUSY, NOT_UNDERSTOOD, TOO_LON
 from penstock.relay.upstream import completions_url, environment_api_key, open_upstream, relay
 from penstock.testing import user_message
 from penstock.turns.turn import Producer, Turn
+from penstock.wire.assembly import assemble
 from penstock.wire.chunks import AnyChunk, Error, Finish, TextDelta
 from penstock.wire.messages import UIMessage
 

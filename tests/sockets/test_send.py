@@ -17,7 +17,9 @@ import pytest
 import trio
 
 from penstock import AnswerError, Turn, chat_app
-from penstock.cli.send import BROKEN_PIPE, INTERRUPTED, send
+from penstock.cli.send import send
+from penstock.cli.session import BROKEN_PIPE, INTERRUPTED
+from penstock.limits import ClientLimits
 from penstock.testing import open_server
 from penstock.wire.chunks import Abort, Custom
 
@@ -287,8 +289,9 @@ async def test_what_is_no_stream_is_a_sentence() -> None:
 async def test_silence_can_be_given_up() -> None:
     """After as long as the caller says."""
     err = io.StringIO()
+    limits = ClientLimits(silence_s=0.1)
     async with saying(HEAD + b"\r\n" + HALF, hangs=True) as url:
-        assert await send(url, "Hello", silence_s=0.1, stdout=io.StringIO(), stderr=err) == 1
+        assert await send(url, "Hello", limits=limits, stdout=io.StringIO(), stderr=err) == 1
     assert err.getvalue() == "The server has sent nothing for 0.1 seconds.\n"
 
 

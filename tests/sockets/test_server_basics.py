@@ -103,6 +103,19 @@ async def test_expectation_is_answered() -> None:
         assert (await client.read_response())[0] == 200
 
 
+async def test_an_unread_body_does_not_hold_the_next_request() -> None:
+    """The reader still waits for room in the app's inbox when the app has already answered."""
+    async with open_server(hello, limits=ServerLimits(unread_bytes=10, drain_s=0.1)) as server:
+        client = await server.connect()
+        for _ in range(3):
+            await client.send(b"POST / HTTP/1.1\r\nhost: test\r\ncontent-length: 20\r\n\r\n" + bytes(20))
+            assert (await client.read_response())[0] == 200
+        await client.send((b"POST / HTTP/1.1\r\nhost: test\r\ncontent-length: 20\r\n\r\n" + bytes(20)) * 3)
+        for _ in range(3):
+            with trio.fail_after(1):
+                assert (await client.read_response())[0] == 200
+
+
 async def test_early_answer_arrives() -> None:
     """An answer to a body that is not read to its end is not lost in a reset."""
 

@@ -86,6 +86,21 @@ async def test_a_body_that_its_app_does_not_take_is_cut() -> None:
         assert (await client.read_until(b"\r\n\r\n")).startswith(b"HTTP/1.1 408 ")
 
 
+async def test_a_body_has_its_own_time() -> None:
+    """However late in the idle time its head came, and though its app is slow to take it."""
+
+    async def slow(scope: Scope, receive: Receive, send: Send) -> None:
+        await trio.sleep(0.2)
+        await read_all(scope, receive, send)
+
+    limits = ServerLimits(keep_alive_s=0.2, body_s=5, unread_bytes=1_000, drain_s=0.1)
+    async with open_server(slow, limits=limits) as server:
+        client = await server.connect()
+        await trio.sleep(0.15)
+        await client.send(b"POST / HTTP/1.1\r\nhost: test\r\ncontent-length: 500000\r\n\r\n" + bytes(500_000))
+        assert (await client.read_response())[0] == 200
+
+
 async def test_a_silent_connection_is_closed_without_a_word() -> None:
     async with open_server(read_all, limits=LIMITS) as server:
         client = await server.connect()

@@ -39,14 +39,13 @@ class Watching:
     """An app that streams nothing more and waits for the disconnect."""
 
     def __init__(self) -> None:
-        self.told_at: float | None = None
+        self.told_at: list[float] = []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await start_stream(send)
         while (await receive())["type"] != "http.disconnect":
             pass
-        if self.told_at is None:
-            self.told_at = trio.current_time()
+        self.told_at.append(trio.current_time())
 
 
 @pytest.mark.parametrize("leave", LEAVINGS)
@@ -59,10 +58,8 @@ async def test_disconnect_after_stray_bytes(leave: str, ahead: str, together: bo
     request = b"GET / HTTP/1.1\r\nhost: test\r\n" + fields + b"\r\n"
     async with open_server(app) as server:
         waited_s: list[float] = []
-        while not waited_s or (
-            min(waited_s) > PROMPT_S and len(waited_s) < 3
-        ):  # a busy machine has its moments
-            app.told_at = None
+        for _ in range(3):  # a busy machine has its moments
+            app.told_at.clear()
             client = await server.connect(request + AHEAD[ahead] if together else request)
             await client.read_until(b"first")
             if not together:
@@ -70,9 +67,10 @@ async def test_disconnect_after_stray_bytes(leave: str, ahead: str, together: bo
                 await trio.sleep(0.005)
             left_at = trio.current_time()
             LEAVINGS[leave](client)
-            await wait_for(lambda: app.told_at is not None)
-            assert app.told_at is not None
-            waited_s.append(app.told_at - left_at)
+            await wait_for(lambda: bool(app.told_at))
+            waited_s.append(app.told_at[0] - left_at)
+            if waited_s[-1] < PROMPT_S:
+                break
         assert min(waited_s) < PROMPT_S
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 
 import pytest
+import trio
 import trio.testing
 
-import trio
 from penstock import CloseReason, ConnectionClosedError, ConnectionFullError
 from penstock.connections.connection import KEEPALIVE, OPENING, Connection, open_connection
 from penstock.limits import ConnectionLimits
@@ -18,6 +18,11 @@ from penstock.wire.sse import DONE
 
 HELLO = TextDelta(id="text-1", delta="Hello")
 HELLO_FRAME = b'data: {"type":"text-delta","id":"text-1","delta":"Hello"}\n\n'
+
+
+async def wait_to_be_cancelled() -> None:
+    """Sleep forever, in words that leave a type checker in doubt: the block round it may be cancelled."""
+    await trio.sleep_forever()
 
 
 async def test_opens_writes_drains_and_ends(autojump_clock: trio.abc.Clock) -> None:
@@ -116,7 +121,7 @@ async def test_a_client_that_takes_nothing_is_cut_on_time(
         transport.reading = trio.Event()
         began = trio.current_time()
         await connection.send(HELLO)
-        await trio.sleep_forever()
+        await wait_to_be_cancelled()
     assert connection.close_reason is CloseReason.write_stalled
     assert transport.aborted
     assert trio.current_time() - began == pytest.approx(stall_s)
@@ -131,7 +136,7 @@ async def test_disconnect_cancels_the_producer_and_is_the_reason_for_good(
     async with open_connection(transport, metrics=metrics) as connection:
         transport.gone.set()
         try:
-            await trio.sleep_forever()
+            await wait_to_be_cancelled()
         except trio.Cancelled:
             cancelled = True
             raise
@@ -165,7 +170,7 @@ async def test_sender_in_another_task_learns_of_the_close(autojump_clock: trio.a
         nursery.start_soon(feed, connection)
         await trio.testing.wait_all_tasks_blocked()
         transport.gone.set()
-        await trio.sleep_forever()
+        await wait_to_be_cancelled()
     assert outcome == [CloseReason.client_gone]
 
 
@@ -176,7 +181,7 @@ async def test_broken_transport_is_a_client_that_left(autojump_clock: trio.abc.C
             raise ConnectionResetError
 
     async with open_connection(Broken()) as connection:
-        await trio.sleep_forever()
+        await wait_to_be_cancelled()
     assert connection.close_reason is CloseReason.client_gone
 
 
@@ -238,7 +243,7 @@ async def test_callbacks_run_last_in_first_out_with_the_reason(autojump_clock: t
         assert registration.unregister()
         assert not registration.unregister()
         transport.gone.set()
-        await trio.sleep_forever()
+        await wait_to_be_cancelled()
     assert ran == [("second", CloseReason.client_gone), ("first", CloseReason.client_gone)]
     with pytest.raises(ConnectionClosedError):
         connection.on_close(lambda reason: None)
@@ -251,7 +256,7 @@ async def test_a_callback_that_fails_or_hangs_does_not_keep_the_others(
 
     async def hang(reason: CloseReason) -> None:
         ran.append("hang")
-        await trio.sleep_forever()
+        await wait_to_be_cancelled()
 
     def fail(reason: CloseReason) -> None:
         ran.append("fail")
@@ -275,7 +280,7 @@ async def test_callbacks_do_not_wait_for_a_stuck_writer(autojump_clock: trio.abc
 
         async def write(self, data: bytes) -> None:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + 60):
-                await trio.sleep_forever()
+                await wait_to_be_cancelled()
 
     ran: list[float] = []
     transport = Shielding()
@@ -284,7 +289,7 @@ async def test_callbacks_do_not_wait_for_a_stuck_writer(autojump_clock: trio.abc
         connection.on_close(lambda reason: ran.append(trio.current_time() - start))
         await trio.sleep(1)
         transport.gone.set()
-        await trio.sleep_forever()
+        await wait_to_be_cancelled()
     assert ran == [pytest.approx(1)]
 
 
@@ -307,7 +312,7 @@ async def cancel_a_connection_at(step: int, *, leaves: bool) -> bool:
                 await trio.lowlevel.checkpoint()
             if leaves:
                 transport.gone.set()
-                await trio.sleep_forever()
+                await wait_to_be_cancelled()
 
     cancelled = await run_cancelled_at(step, stream)
     assert len(ran) == 2

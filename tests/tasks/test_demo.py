@@ -15,7 +15,6 @@ import trio
 import trio.testing
 from hypothesis import example, given
 from hypothesis import strategies as st
-from penstock.wire.assembly import assemble
 
 from penstock import TurnState, open_hub
 from penstock.demo import model
@@ -23,6 +22,7 @@ from penstock.demo.model import COMMANDS, answer
 from penstock.demo.partner import ECHO_CHARACTERS, reply
 from penstock.testing import user_message
 from penstock.turns.runner import FAILED
+from penstock.wire.assembly import assemble
 from penstock.wire.chunks import AnyChunk, Error, ReasoningDelta, TextDelta
 from penstock.wire.codec import encode
 from penstock.wire.messages import UIMessage

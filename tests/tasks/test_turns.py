@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from penstock.wire.assembly import assemble
 
 from penstock import AnswerError, Hub, LocalProtocolError, Turn, TurnConflictError, TurnState, open_hub
 from penstock.errors import TurnSealedError
@@ -20,6 +19,7 @@ from penstock.turns.handle import TurnHandle
 from penstock.turns.hub import HubFullError
 from penstock.turns.parts import TOOL_FAILED
 from penstock.turns.runner import FAILED, INTERRUPTED, LOST
+from penstock.wire.assembly import assemble
 from penstock.wire.chunks import (
     Abort,
     AnyChunk,

@@ -13,6 +13,7 @@ import penstock
 ROOT = Path(penstock.__file__).parent
 
 FLOORS = {
+    "asgi": 0,
     "errors": 0,
     "limits": 0,
     "closing": 0,
@@ -33,7 +34,7 @@ FLOORS = {
     "testing": 8,
     "__init__": 8,
 }
-SANS_IO = {"errors", "limits", "closing", "metrics", "wire"}
+SANS_IO = {"asgi", "errors", "limits", "closing", "metrics", "wire"}
 # `demo` is the built-in model: an app like any user's, and so it uses what a user would.
 SEES_PUBLIC_NAMES = {"demo", "testing"}
 

@@ -1,10 +1,12 @@
-"""What a person types: `penstock serve`, `penstock send`. Each command is a thin face of a function elsewhere."""
+"""What a person types: `penstock serve`, `send`, `watch`. Each command is a thin face of a function elsewhere."""
 
 from __future__ import annotations
 
 import logging
 import os
 import sys
+from collections.abc import Awaitable, Callable
+from typing import NoReturn
 
 import click
 import trio
@@ -128,15 +130,42 @@ def serve(
 
 @main.command()
 @click.argument("url")
-@click.argument("text")
+@click.argument("text", required=False)
 @click.option("--chat", "chat_id", metavar="ID", help="The chat; a new one where it is left out.")
-@click.option("--raw", is_flag=True, help="Print the events as they come.")
-def send(url: str, text: str, chat_id: str | None, raw: bool) -> None:
+@click.option("--resume", is_flag=True, help="Send nothing; print the chat's newest answer.")
+@click.option("--raw", is_flag=True, help="Print each chunk's JSON, one a line.")
+def send(url: str, text: str | None, chat_id: str | None, resume: bool, raw: bool) -> None:
     """Send TEXT to the chat at URL and print the answer as it comes."""
+    from penstock.cli.send import resume as resume_answer
     from penstock.cli.send import send as send_message
 
+    if resume:
+        if chat_id is None or text is not None:
+            raise click.UsageError("--resume goes with --chat, and without TEXT.")
+        _exit_with(lambda: resume_answer(url, chat_id, raw=raw))
+    if text is None:
+        raise click.UsageError("Give TEXT, or --resume and --chat.")
+    _exit_with(lambda: send_message(url, text, chat_id=chat_id, raw=raw))
+
+
+@main.command()
+@click.argument("url")
+@click.argument("chat_id", metavar="CHAT")
+@click.option("--types", metavar="A,B", help="Only these kinds of chunks and events.")
+@click.option("--lane", metavar="NAME", help="All of this lane.")
+@click.option("--raw", is_flag=True, help="Print each event as JSON, one a line.")
+def watch(url: str, chat_id: str, types: str | None, lane: str | None, raw: bool) -> None:
+    """Print what happens in CHAT at URL, as it happens, until Ctrl-C."""
+    from penstock.cli.watch import watch as watch_chat
+
+    kinds = None if types is None else types.split(",")
+    _exit_with(lambda: watch_chat(url, chat_id, types=kinds, lane=lane, raw=raw))
+
+
+def _exit_with(command: Callable[[], Awaitable[int]]) -> NoReturn:
+    """Run a command that talks to a server and exit with its status."""
     try:
-        status = trio.run(lambda: send_message(url, text, chat_id=chat_id, raw=raw))
+        status = trio.run(command)
     except KeyboardInterrupt:
         status = 130
     try:

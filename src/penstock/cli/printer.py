@@ -15,7 +15,6 @@ from penstock.wire.chunks import (
     Data,
     Error,
     File,
-    Finish,
     ReasoningDelta,
     ReasoningEnd,
     ReasoningFile,
@@ -60,21 +59,31 @@ class Printer:
         self._encoding = stdout.encoding or "utf-8"
         self._dim = False
         self._column = 0
-        self.complete = False
-        """Whether the answer ended well."""
         self.failed = False
         """Whether anything was said with `error`."""
 
     def chunk(self, chunk: AnyChunk) -> None:
-        """Print a chunk: text as text, the rest as notes, the end as `complete` or an error."""
-        if not self._end(chunk):
-            self._show(chunk)
+        """Print a chunk: text as text, a bad end as an error, the rest as notes."""
+        match chunk:
+            case Abort(reason=reason):
+                self.error(f"The answer was stopped: {reason}" if reason else "The answer was stopped.")
+            case Error(error_text=text):
+                self.error(text)
+            case TextDelta(delta=delta):
+                self._write(delta)
+            case ReasoningDelta(delta=delta):
+                if self._tty:
+                    self._set_dim(True)
+                    self._write(delta)
+            case TextEnd() | ReasoningEnd():
+                self.end_line()
+            case _:
+                if note := _note(chunk):
+                    self.note(note)
 
-    def raw(self, value: object, end: AnyChunk | None = None) -> None:
-        """Print a value as a line of JSON; of a chunk that ends an answer, say so as `chunk` does."""
+    def json(self, value: object) -> None:
+        """Print a value as a line of JSON."""
         self._write(encode_json(value).decode() + "\n")
-        if end is not None:
-            self._end(end)
 
     def text(self, text: str) -> None:
         """Print text."""
@@ -90,32 +99,6 @@ class Printer:
         self._set_dim(False)
         self._end_line_on_terminal()
         self._say(line)
-
-    def _end(self, chunk: AnyChunk) -> bool:
-        match chunk:
-            case Finish():
-                self.complete = True
-            case Abort(reason=reason):
-                self.error(f"The answer was stopped: {reason}" if reason else "The answer was stopped.")
-            case Error(error_text=text):
-                self.error(text)
-            case _:
-                return False
-        return True
-
-    def _show(self, chunk: AnyChunk) -> None:
-        match chunk:
-            case TextDelta(delta=delta):
-                self._write(delta)
-            case ReasoningDelta(delta=delta):
-                if self._tty:
-                    self._set_dim(True)
-                    self._write(delta)
-            case TextEnd() | ReasoningEnd():
-                self.end_line()
-            case _:
-                if note := _note(chunk):
-                    self.note(note)
 
     def error(self, sentence: str) -> None:
         """Say why the answer is not whole."""

@@ -11,6 +11,7 @@ from penstock.cli.printer import Printer
 from penstock.cli.session import run_session
 from penstock.client import ChunkStream, Client, Gap
 from penstock.limits import ClientLimits
+from penstock.wire.chunks import Abort, Error
 from penstock.wire.messages import UIMessage
 
 
@@ -86,9 +87,10 @@ async def _print(
                 begun = True
                 if isinstance(event, Gap):
                     printer.note(f"[gap] {event.reason}")
-                elif raw:
-                    printer.raw(event.chunk, event.chunk)
-                else:
+                    continue
+                if raw:
+                    printer.json(event.chunk)
+                if not raw or isinstance(event.chunk, Abort | Error):
                     printer.chunk(event.chunk)
                 printer.flush()
         if raw and begun:

@@ -10,7 +10,7 @@ from penstock.cli.printer import Printer
 from penstock.cli.session import run_session
 from penstock.client import Client, Closing, Gap, Message, Other, Received, Snapshot, WatchEvent
 from penstock.limits import ClientLimits
-from penstock.wire.chunks import Finish
+from penstock.wire.chunks import Abort, AnyChunk, Error, Finish
 from penstock.wire.codec import convert
 from penstock.wire.messages import UIMessage
 
@@ -49,7 +49,7 @@ async def watch(
         async with client.watch(chat_id, types=types, lane=lane) as stream:
             async for event in stream:
                 if raw:
-                    printer.raw(_as_json(event))
+                    printer.json(_as_json(event))
                 else:
                     viewer.show(event)
                 printer.flush()
@@ -71,10 +71,7 @@ class _Viewer:
             case Received(chunk, position):
                 if position is not None:
                     self._streamed = position.turn_id
-                if isinstance(chunk, Finish):
-                    self._printer.end_line()
-                else:
-                    self._printer.chunk(chunk)
+                self._chunk(chunk)
             case Message(message):
                 self._message(message)
             case Snapshot(state):
@@ -85,6 +82,18 @@ class _Viewer:
                 self._printer.note(f"[closing] {reason}")
             case Other(name, data):
                 self._printer.note(f"[{name}] {data}")
+
+    def _chunk(self, chunk: AnyChunk) -> None:
+        match chunk:
+            case Finish():
+                self._printer.end_line()
+            # How an answer ends is nothing that the watching has failed in.
+            case Abort(reason=reason):
+                self._printer.note(f"[stopped] {reason}" if reason else "[stopped]")
+            case Error(error_text=text):
+                self._printer.note(f"[failed] {text}")
+            case _:
+                self._printer.chunk(chunk)
 
     def _message(self, message: UIMessage) -> None:
         if message.role != "assistant":

@@ -6,7 +6,8 @@ that come back at once are served from one.
 
 What is left out, because nothing of it lasts: transient data; a data part's value that a later one of the same type and
 id replaced; a preliminary output that was replaced; and, inside a turn that went on after it had paused for the user,
-the `finish` and `start` at the seam (their metadata stays). A `reset-step` drops what the step held before it.
+the `finish` and `start` at the seam (their metadata stays). Nothing is joined or left out across a `reset-step`: clients
+that don't know it keep what the others drop.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Iterable
 from typing import TypeAlias
 
 from msgspec import UNSET
+from msgspec.structs import replace
 
 from penstock.journal.entry import Entry
 from penstock.wire.chunks import (
@@ -26,7 +28,6 @@ from penstock.wire.chunks import (
     ReasoningEnd,
     ResetStep,
     Start,
-    StartStep,
     TextDelta,
     TextEnd,
     ToolInputDelta,
@@ -67,8 +68,6 @@ class Compaction:
         """Parts that are open: where their next delta goes."""
         self._latest: dict[_Key, int] = {}
         """Slots of what a later chunk replaces: data by type and id, preliminary outputs by call."""
-        self._step = 0
-        """The slot after the last `start-step`."""
         self._fed = 0
 
     @property
@@ -110,14 +109,13 @@ class Compaction:
                 case Data(transient=True):
                     pass
                 case Data(type=kind, id=str(data_id)):
-                    self._replace((kind, data_id), chunk, in_place=True)
+                    self._add_data((kind, data_id), chunk)
                 case ToolOutputAvailable(tool_call_id=call_id):
-                    self._replace(("output", call_id), chunk, in_place=False)
-                case StartStep():
-                    self._slots.append(chunk)
-                    self._step = len(self._slots)
+                    self._add_output(("output", call_id), chunk)
                 case ResetStep():
-                    self._reset()
+                    texts.clear()
+                    self._latest.clear()
+                    self._slots.append(chunk)
                 case Start() if self._slots:
                     self._drop_seam(chunk)
                 case _:
@@ -137,22 +135,25 @@ class Compaction:
         text.deltas.append(delta)
         return text
 
-    def _replace(self, key: _Key, chunk: AnyChunk, *, in_place: bool) -> None:
-        """Put a chunk where the one that it replaces was: in its place, as data is shown, or at the end."""
+    def _add_data(self, key: _Key, chunk: Data) -> None:
+        """Give a data part its newest value, where the part is; clients keep all else of the first chunk."""
         slot = self._latest.get(key)
-        if slot is not None and in_place:
-            self._slots[slot] = chunk
-            return
+        if slot is None:
+            self._latest[key] = len(self._slots)
+            self._slots.append(chunk)
+        else:
+            self._slots[slot] = replace(self._slots[slot], data=chunk.data)  # type: ignore[type-var]
+
+    def _add_output(self, key: _Key, chunk: ToolOutputAvailable) -> None:
+        """Leave out the output before this one, if it said nothing else."""
+        slot = self._latest.get(key)
         if slot is not None:
-            self._slots[slot] = None
+            before = self._slots[slot]
+            assert isinstance(before, ToolOutputAvailable)
+            if (before.provider_executed, before.provider_metadata, before.tool_metadata) == (UNSET,) * 3:
+                self._slots[slot] = None
         self._latest[key] = len(self._slots)
         self._slots.append(chunk)
-
-    def _reset(self) -> None:
-        dropped = [slot for slot in self._slots[self._step :] if isinstance(slot, MessageMetadata)]
-        self._slots[self._step :] = dropped
-        self._texts.clear()
-        self._latest = {key: slot for key, slot in self._latest.items() if slot < self._step}
 
     def _drop_seam(self, start: Start) -> None:
         """Join two requests' chunks into one message."""

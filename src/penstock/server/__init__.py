@@ -6,7 +6,6 @@ It knows nothing of chats. Start with `listener.py`; then `peer.py`, which owns 
 
 from __future__ import annotations
 
-from penstock.server.apps import ASGIApp
 from penstock.server.listener import serve, serve_until_signalled
 
-__all__ = ["ASGIApp", "serve", "serve_until_signalled"]
+__all__ = ["serve", "serve_until_signalled"]

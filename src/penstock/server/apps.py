@@ -19,13 +19,11 @@ from typing import Any, Protocol
 
 import trio
 
+from penstock.asgi import ASGIApp
 from penstock.errors import ClientGoneError
 from penstock.limits import ServerLimits
 from penstock.metrics import Metrics
 from penstock.server.log import indented_traceback, logger, one_line, summary
-
-ASGIApp = Callable[[Any, Any, Any], Awaitable[None]]
-"""An ASGI 3 application: `await app(scope, receive, send)`."""
 
 Message = dict[str, Any]
 

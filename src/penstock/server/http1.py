@@ -121,8 +121,8 @@ class Http1(H11Protocol):
     # Requests
 
     async def _handle_events(self) -> None:
-        connection = self.connection
         while not self._peer.closing and not self._paused:
+            connection = self.connection
             if connection.they_are_waiting_for_100_continue:
                 await self._send_h11_event(h11.InformationalResponse(status_code=100, headers=[]))
             try:
@@ -134,34 +134,28 @@ class Http1(H11Protocol):
                 if status := self._refusal_of(event):
                     await self._refuse(status)
                     return
-                self._phase = _Phase.answer
+                self._enter(_Phase.body, self._peer.limits.body_s)
                 await self._create_stream(event)
-                connection = self.connection
             elif isinstance(event, h11.Data) and self.stream is not None:
                 await self.stream.handle(Body(stream_id=STREAM_ID, data=event.data))
             elif isinstance(event, Data) and self.stream is not None:
                 await self.stream.handle(event)
             elif isinstance(event, h11.EndOfMessage) and self.stream is not None:
                 self._enter(_Phase.answer, inf)
-                await self.stream.handle(EndBody(stream_id=STREAM_ID))
                 self._pause()
+                await self.stream.handle(EndBody(stream_id=STREAM_ID))
+                return  # The app may have answered meanwhile, and what is paused now be the next request.
             elif event is h11.PAUSED:
                 self._pause()
             else:
-                self._wait_for_more()
+                if connection.their_state is h11.IDLE and self._phase is _Phase.idle:
+                    self._enter(_Phase.head, self._peer.limits.head_s)
                 return
 
     def _pause(self) -> None:
         """Keep what comes from now on, until the app is through with this request."""
         self._paused = True
         self._held = len(self.connection.trailing_data[0])
-
-    def _wait_for_more(self) -> None:
-        their_state = self.connection.their_state
-        if their_state is h11.IDLE and self._phase is _Phase.idle:
-            self._enter(_Phase.head, self._peer.limits.head_s)
-        elif their_state is h11.SEND_BODY and self._phase is not _Phase.body:
-            self._enter(_Phase.body, self._peer.limits.body_s)
 
     def _enter(self, phase: _Phase, seconds: float) -> None:
         self._phase = phase
@@ -196,7 +190,7 @@ class Http1(H11Protocol):
             self.connection = H11WSConnection(self.connection)
             self._paused = True  # until the app has accepted it
             self._held = len(self.connection.buffer)
-            self._peer.deadline = inf
+            self._enter(_Phase.answer, inf)
         self.stream = stream_class(
             self.app,
             self.config,

@@ -11,8 +11,9 @@ from typing import Any
 
 import trio
 
+from penstock.asgi import ASGIApp
 from penstock.limits import ServerLimits
-from penstock.server.apps import ASGIApp, Message
+from penstock.server.apps import Message
 from penstock.server.log import logger, one_line, summary
 
 

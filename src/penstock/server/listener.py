@@ -13,10 +13,10 @@ import ssl
 import trio
 from hypercorn.config import Config
 
+from penstock.asgi import ASGIApp
 from penstock.errors import AppStartupError
 from penstock.limits import ServerLimits
 from penstock.metrics import Metrics, NopMetrics
-from penstock.server.apps import ASGIApp
 from penstock.server.drain import Drain
 from penstock.server.lifespan import Lifespan
 from penstock.server.log import logger

@@ -29,10 +29,11 @@ from hypercorn.protocol.h11 import H2ProtocolAssumedError
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
 
+from penstock.asgi import ASGIApp
 from penstock.errors import ClientGoneError
 from penstock.limits import ServerLimits
 from penstock.metrics import Metrics
-from penstock.server.apps import AppTasks, ASGIApp
+from penstock.server.apps import AppTasks
 from penstock.server.drain import Drain
 from penstock.server.http1 import Http1
 from penstock.server.http2 import Http2

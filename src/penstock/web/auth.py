@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from enum import Enum
 from typing import Literal, NamedTuple, TypeAlias
 
-from penstock.connections.transport import Scope
+from penstock.asgi import Scope
 from penstock.web.request import HttpError
 
 Action: TypeAlias = Literal["read", "write", "stop", "approve"]

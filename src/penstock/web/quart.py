@@ -15,7 +15,7 @@ from quart import Response, request
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException
 
-from penstock.connections.transport import ASGIApp, Scope
+from penstock.asgi import Scope
 from penstock.errors import RemoteProtocolError, StoreUnavailableError
 from penstock.journal.store import check_journal
 from penstock.limits import Limits
@@ -72,9 +72,8 @@ class Penstock:
         if not prefix.startswith("/") or prefix.endswith("/"):
             raise ValueError("the prefix begins with a slash and does not end with one")
         check_journal(journal)
-        # Quart's types name each ASGI message; they are the same dictionaries.
         self._streams = Streams(
-            cast("ASGIApp", app.asgi_app),
+            app.asgi_app,
             answer,
             prefix=prefix,
             journal=journal,

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from urllib.parse import parse_qs
 
-from penstock.connections.transport import Receive, Scope, Send
-from penstock.errors import LimitExceededError, PenstockError, RemoteProtocolError
+from penstock.asgi import Receive, Scope, Send
+from penstock.errors import ClientGoneError, LimitExceededError, PenstockError, RemoteProtocolError
 from penstock.limits import WireLimits
 from penstock.wire.versions import SdkVersion, parse_sdk_version
 
@@ -22,10 +22,6 @@ class HttpError(PenstockError):
         self.status = status
         self.sentence = sentence
         self.headers = headers
-
-
-class ClientGoneError(PenstockError):
-    """The client left before its request was read. Nobody is there to answer."""
 
 
 def header(scope: Scope, name: bytes) -> str | None:
@@ -84,7 +80,7 @@ async def read_json_body(scope: Scope, receive: Receive, limits: WireLimits) -> 
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
-            raise ClientGoneError
+            raise ClientGoneError("the client left before its request was read")
         body += message.get("body", b"")
         if len(body) > limits.json_bytes:
             raise _too_large(limits)

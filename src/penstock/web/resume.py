@@ -6,8 +6,8 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from penstock.asgi import Scope
 from penstock.connections.pump import Render
-from penstock.connections.transport import Scope
 from penstock.errors import RemoteProtocolError
 from penstock.journal.entry import Entry
 from penstock.journal.position import Position

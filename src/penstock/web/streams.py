@@ -13,10 +13,12 @@ from typing import TypeAlias
 
 import trio
 
+from penstock.asgi import ASGIApp, Receive, Scope, Send
 from penstock.connections.connection import open_connection
 from penstock.connections.pump import pump
-from penstock.connections.transport import ASGIApp, AsgiTransport, Receive, Scope, Send
+from penstock.connections.transport import AsgiTransport
 from penstock.errors import (
+    ClientGoneError,
     RemoteProtocolError,
     StoreUnavailableError,
     TurnConflictError,
@@ -30,7 +32,6 @@ from penstock.turns.runner import ErrorText
 from penstock.turns.turn import Producer
 from penstock.web.auth import NO_CHAT, Authorize, authorized
 from penstock.web.request import (
-    ClientGoneError,
     HttpError,
     answer_error,
     header,
