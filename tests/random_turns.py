@@ -10,25 +10,19 @@ from msgspec import UNSET
 
 from penstock.errors import LocalProtocolError
 from penstock.wire.chunks import (
-    Abort,
     AnyChunk,
-    Custom,
     Data,
-    Error,
     File,
     Finish,
     FinishStep,
     MessageMetadata,
     ReasoningDelta,
     ReasoningEnd,
-    ReasoningFile,
     ReasoningStart,
     ResetStep,
-    SourceDocument,
     SourceUrl,
     Start,
     StartStep,
-    SteeringMessage,
     TextDelta,
     TextEnd,
     TextStart,
@@ -52,6 +46,7 @@ CITATIONS = [
         "startIndex": 0,
         "citedText": "a",
     }
+]
 
 
 def more(delta: str, call_id: str = "c") -> ToolInputDelta:

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
-import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, get_args
 
 import pytest
-from msgspec import UNSET
 from node import run_driver
-from random_turns import CITATIONS, ONE, TWO, ask, legal, more, random_turn
 
-from penstock.errors import LocalProtocolError
 from penstock.wire.assembly import assemble
 from penstock.wire.chunks import (
     Abort,
@@ -37,10 +33,8 @@ from penstock.wire.chunks import (
     TextDelta,
     TextEnd,
     TextStart,
-    ToolApprovalRequest,
     ToolApprovalResponse,
     ToolInputAvailable,
-    ToolInputDelta,
     ToolInputError,
     ToolInputStart,
     ToolOutputAvailable,
@@ -48,8 +42,8 @@ from penstock.wire.chunks import (
     ToolOutputError,
 )
 from penstock.wire.codec import encode
-from penstock.wire.grammar import Grammar
 from penstock.wire.versions import SdkVersion, speaks
+from random_turns import CITATIONS, ONE, TWO, ask, legal, more, random_turn
 
 VERSIONS: tuple[SdkVersion, ...] = get_args(SdkVersion)
 
@@ -104,7 +98,6 @@ EVERYTHING: dict[str, Any] = {
 } | ONE
 OF_OUTPUT: dict[str, Any] = {"tool_metadata": {"z": 1}, "provider_executed": True} | ONE
 LATER: dict[str, Any] = {"tool_metadata": {"m": 2}, "provider_executed": False} | TWO
-]
 DENIED = ToolOutputDenied(tool_call_id="c")
 
 CASES: dict[str, list[AnyChunk]] = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import trio
-from raw import GET, Receive, Scope, Send, TestServer, open_server, respond, start_stream, wait_for
+from raw import GET, Message, Receive, Scope, Send, TestServer, open_server, respond, start_stream, wait_for
 
 from penstock.limits import ServerLimits
 
@@ -99,6 +99,43 @@ async def test_a_body_has_its_own_time() -> None:
         await trio.sleep(0.15)
         await client.send(b"POST / HTTP/1.1\r\nhost: test\r\ncontent-length: 500000\r\n\r\n" + bytes(500_000))
         assert (await client.read_response())[0] == 200
+
+
+async def test_a_body_that_never_stops_is_cut() -> None:
+    """However fast it comes, and though its app takes it all: the reader finds its socket never empty."""
+    async with open_server(read_all, limits=LIMITS) as server:
+        client = await server.connect(
+            b"POST / HTTP/1.1\r\nhost: test\r\ncontent-length: 100000000000\r\n\r\n"
+        )
+        async with trio.open_nursery() as nursery:
+
+            async def flood() -> None:
+                with pytest.raises(trio.BrokenResourceError):
+                    await client.send_for_ever(bytes(1 << 20))
+
+            nursery.start_soon(flood)
+            with trio.fail_after(2):
+                assert (await client.read_until(b"\r\n\r\n")).startswith(b"HTTP/1.1 408 ")
+
+
+async def test_a_body_that_was_not_taken_in_time_is_never_taken_for_whole() -> None:
+    """What found no room in the app's inbox is gone, so that nothing after it may reach the app, least of all the end."""
+    messages: list[Message] = []
+
+    async def late(scope: Scope, receive: Receive, send: Send) -> None:
+        await trio.sleep(0.4)
+        while not messages or messages[-1]["type"] == "http.request":
+            messages.append(await receive())
+
+    limits = ServerLimits(body_s=0.1, unread_bytes=1_000, drain_s=0.1)
+    async with open_server(late, limits=limits) as server:
+        client = await server.connect(
+            b"POST / HTTP/1.1\r\nhost: test\r\ncontent-length: 300000\r\n\r\n" + bytes(300_000)
+        )
+        assert (await client.read_response())[0] == 408
+        await wait_for(lambda: bool(messages) and messages[-1]["type"] == "http.disconnect")
+    assert all(message["more_body"] for message in messages[:-1])
+    assert sum(len(message["body"]) for message in messages[:-1]) < 300_000
 
 
 async def test_a_silent_connection_is_closed_without_a_word() -> None:

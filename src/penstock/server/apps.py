@@ -50,12 +50,16 @@ class Inbox:
         self._changed = trio.Event()
 
     async def put(self, message: Message, client: Client) -> None:
-        """Tell the app. Waits while more than `unread_bytes` are unread, until the client's deadline at most."""
+        """Tell the app. Waits while more than `unread_bytes` are unread.
+
+        Raises:
+            trio.TooSlowError: at the client's deadline. The message is lost, so that nothing may be told after it.
+        """
         if message["type"] == self._disconnect["type"]:
             self.end(message)
             return
         if self._bytes > self._unread_bytes:
-            with trio.CancelScope(deadline=client.deadline):
+            with trio.fail_at(client.deadline):
                 while self._bytes > self._unread_bytes and not self.ended:
                     await self._changed.wait()
         if not self.ended:

@@ -163,7 +163,10 @@ class Peer:
             elif not data:
                 return
             elif not self.closing:
-                await self._handle(data)
+                try:
+                    await self._handle(data)
+                except trio.TooSlowError:
+                    await self._protocol.time_out()
 
     async def _receive(self, stream: trio.abc.Stream) -> bytes | None:
         """Return bytes; empty when the client has left; None at a kick or at the deadline."""
@@ -183,7 +186,10 @@ class Peer:
         if self._kicked:
             self._kicked = False
             if not self.closing:
-                await self._protocol.resume()
+                try:
+                    await self._protocol.resume()
+                except trio.TooSlowError:
+                    await self._protocol.time_out()
         elif self.closing:
             return False  # It has had its time to hear our last words.
         else:
