@@ -104,7 +104,7 @@ async def record(
     }
     raw = bytearray()
     async with (
-        httpx2.AsyncClient(timeout=None, trust_env=False) as client,
+        httpx2.AsyncClient(timeout=None, trust_env=False, verify=False) as client,
         client.stream("POST", url, json=request, headers=headers) as response,
     ):
         async for data in response.aiter_raw():

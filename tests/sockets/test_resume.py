@@ -47,7 +47,7 @@ async def serving(answer: Answer, **options: Any) -> AsyncIterator[tuple[str, ht
     """Serve a producer; yield the chat endpoint's URL and a client."""
     async with (
         open_server(chat_app(answer, **options)) as url,
-        httpx2.AsyncClient(timeout=None, trust_env=False) as client,
+        httpx2.AsyncClient(timeout=None, trust_env=False, verify=False) as client,
     ):
         yield f"{url}/api/chat", client
 

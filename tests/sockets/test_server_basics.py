@@ -105,7 +105,8 @@ async def test_expectation_is_answered() -> None:
 
 async def test_an_unread_body_does_not_hold_the_next_request() -> None:
     """The reader still waits for room in the app's inbox when the app has already answered."""
-    async with open_server(hello, limits=ServerLimits(unread_bytes=10, drain_s=0.1)) as server:
+    limits = ServerLimits(unread_bytes=10, head_s=0.05, keep_alive_s=0.15, drain_s=0.1)
+    async with open_server(hello, limits=limits) as server:
         client = await server.connect()
         for _ in range(3):
             await client.send(b"POST / HTTP/1.1\r\nhost: test\r\ncontent-length: 20\r\n\r\n" + bytes(20))
@@ -114,6 +115,7 @@ async def test_an_unread_body_does_not_hold_the_next_request() -> None:
         for _ in range(3):
             with trio.fail_after(1):
                 assert (await client.read_response())[0] == 200
+        assert await client.read_to_end() == (b"", "eof")
 
 
 async def test_early_answer_arrives() -> None:
@@ -258,6 +260,18 @@ async def test_a_closed_stream_never_touches_its_number_again() -> None:
             await stream.receive_some()
         with pytest.raises(trio.ClosedResourceError):
             await stream.wait_send_all_might_not_block()
+
+
+async def test_a_deadline_holds_for_a_client_that_always_has_more_to_say() -> None:
+    """Bytes that wait already are no way round a cancellation, and are not lost to it."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        theirs.send(b"more")
+        async with TcpStream(ours) as stream:
+            with trio.move_on_after(0) as scope:
+                await stream.receive_some()
+            assert scope.cancelled_caught
+            assert await stream.receive_some() == b"more"
 
 
 async def test_an_app_may_go_on_after_its_answer() -> None:

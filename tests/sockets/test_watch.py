@@ -44,7 +44,7 @@ class Viewer:
         headers = {} if last_event_id is None else {"last-event-id": last_event_id}
         parser = SseParser()
         async with (
-            httpx2.AsyncClient(timeout=None, trust_env=False) as client,
+            httpx2.AsyncClient(timeout=None, trust_env=False, verify=False) as client,
             client.stream("GET", url, headers=headers) as response,
         ):
             self.status = response.status_code
@@ -244,7 +244,7 @@ def question(viewer: Viewer) -> list[str]:
 async def test_an_approval_in_the_stream_is_decided_once(approved: bool) -> None:
     async with (
         asking("turn") as (url, viewer, nursery, verdicts),
-        httpx2.AsyncClient(trust_env=False) as client,
+        httpx2.AsyncClient(trust_env=False, verify=False) as client,
     ):
         nursery.start_soon(lambda: record(url, "q", chat_id="c"))
         await viewer.until(lambda: bool(question(viewer)))
@@ -263,7 +263,7 @@ async def test_an_approval_in_the_stream_is_decided_once(approved: bool) -> None
 async def test_two_who_decide_at_once_have_one_winner() -> None:
     async with (
         asking("turn") as (url, viewer, nursery, verdicts),
-        httpx2.AsyncClient(trust_env=False) as client,
+        httpx2.AsyncClient(trust_env=False, verify=False) as client,
     ):
         nursery.start_soon(lambda: record(url, "q", chat_id="c"))
         await viewer.until(lambda: bool(question(viewer)))
@@ -318,7 +318,7 @@ async def test_authorize_is_asked_on_every_route() -> None:
 
     async with (
         open_server(chat_app(two_words, authorize=authorize)) as root,
-        httpx2.AsyncClient(trust_env=False) as client,
+        httpx2.AsyncClient(trust_env=False, verify=False) as client,
     ):
         url = f"{root}/api/chat"
         ada = {"authorization": "ada"}

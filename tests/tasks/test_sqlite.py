@@ -317,6 +317,20 @@ async def test_closing_writes_what_waits_and_then_refuses(tmp_path: Path) -> Non
         assert await store.read("t1", 0, 99) == [b"a"] * 9
 
 
+async def test_what_is_written_under_a_shield_while_all_is_cancelled_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "chat.db"
+    with trio.CancelScope() as scope:
+        async with open_sqlite(str(path)) as store:
+            turn = await begin(store)
+            scope.cancel()
+            with trio.move_on_after(5, shield=True):
+                await trio.sleep(0.01)
+                assert await store.seal(Batch(turn, 0, [b"end"]), TurnState.lost, None, at=time.time())
+                assert await store.read("t1", 0, 9) == [b"end"]
+    async with open_sqlite(str(path)) as store:
+        assert await store.read("t1", 0, 9) == [b"end"]
+
+
 async def test_closing_under_a_lock_ends_within_its_bound(tmp_path: Path) -> None:
     path = tmp_path / "chat.db"
     limits = SqliteLimits(lock_s=60.0, lock_try_s=0.03, close_s=0.2)

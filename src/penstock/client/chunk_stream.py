@@ -121,7 +121,7 @@ class ChunkStream(EventStream[Received | Gap]):
             return None
         if event.data == "[DONE]":
             # Alone, it is the answer to a question for what follows the turn's last chunk.
-            self._over = self._finished or (self._at_first_chunk and self._asked_after is not None)
+            self._finished = self._finished or (self._at_first_chunk and self._asked_after is not None)
             return None
         chunk = decode_chunk(event.data.encode(), limits=self._endpoint.wire)
         position = read_position(event.last_event_id)

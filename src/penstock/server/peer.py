@@ -156,17 +156,18 @@ class Peer:
     async def _read(self) -> None:
         stream: trio.abc.Stream = self._tls or self._tcp
         while not self.gone:
+            assert self._protocol is not None
             data = None if self._kicked else await self._receive(stream)
-            if data is None:
-                if not await self._wake():
+            try:
+                if data is None:
+                    if not await self._wake():
+                        return
+                elif not data:
                     return
-            elif not data:
-                return
-            elif not self.closing:
-                try:
+                elif not self.closing:
                     await self._handle(data)
-                except trio.TooSlowError:
-                    await self._protocol.time_out()
+            except trio.TooSlowError:  # The app did not take the client's bytes in the client's time.
+                await self._protocol.time_out()
 
     async def _receive(self, stream: trio.abc.Stream) -> bytes | None:
         """Return bytes; empty when the client has left; None at a kick or at the deadline."""
@@ -186,10 +187,7 @@ class Peer:
         if self._kicked:
             self._kicked = False
             if not self.closing:
-                try:
-                    await self._protocol.resume()
-                except trio.TooSlowError:
-                    await self._protocol.time_out()
+                await self._protocol.resume()
         elif self.closing:
             return False  # It has had its time to hear our last words.
         else:

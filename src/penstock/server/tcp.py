@@ -56,9 +56,8 @@ class TcpStream(trio.abc.Stream):
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """Wait for bytes; empty at the peer's end of stream. Cancelling it loses nothing."""
-        await (
-            trio.lowlevel.checkpoint_if_cancelled()
-        )  # Also a client that always has more to say has a deadline,
+        # Two checkpoints: a client that always has more to say has its deadline too,
+        await trio.lowlevel.checkpoint_if_cancelled()
         while not self.closed:
             try:
                 data = self._socket.recv(max_bytes or 1 << 16)
@@ -67,7 +66,7 @@ class TcpStream(trio.abc.Stream):
             except OSError as error:
                 raise trio.BrokenResourceError(f"the peer is gone: {error}") from error
             else:
-                # and must not keep the other tasks from running.
+                # … and must not keep the other tasks from running.
                 await trio.lowlevel.cancel_shielded_checkpoint()
                 return data
         raise trio.ClosedResourceError("this side closed the socket")

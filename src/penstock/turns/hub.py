@@ -183,7 +183,12 @@ class Hub:
         return time.time() + self._limits.hub.lease_s
 
     async def _end_abandoned(self, found: TurnRecord, reason: str | None) -> None:
-        """End a turn that nobody runs: as stopped for a reason, or as lost unless it can be recovered."""
+        """End a turn that isn't ours: as stopped for a reason, or as lost unless it can be recovered."""
+        # Not cancelled halfway: the turn would have an owner that does nothing.
+        with trio.move_on_after(self._limits.hub.begin_s, shield=True):
+            await self._adopt_and_end(found, reason)
+
+    async def _adopt_and_end(self, found: TurnRecord, reason: str | None) -> None:
         record = await self._store.adopt(found, lease_until=self._lease_until())
         if record is None:
             return  # somebody else does it
@@ -294,10 +299,11 @@ class Hub:
         record = await self._store.turn(turn_id)
         if record is None:
             raise TurnNotFoundError("there is no such turn")
-        if not record.state.ended:
-            with trio.move_on_after(self._limits.hub.begin_s, shield=True):
+        with trio.move_on_after(self._limits.turn.stop_grace_s):
+            # Adopting is a compare-and-set on a record that its owner may be changing: it takes a few tries.
+            while not record.state.ended:
                 await self._end_abandoned(record, reason)
-            record = await self._store.turn(turn_id) or record
+                record = await self._store.turn(turn_id) or record
         return record.state
 
     def _replica(self, record: TurnRecord) -> TurnHandle:

@@ -111,16 +111,23 @@ async def watch(
         if wanted.wants(event):
             await connection.send_frame(wanted.event(event, value, id))
 
+    shown: tuple[str, int] = ("", -1)
+    """The last turn that was shown, and its last offset."""
+
     async def follow(turn: TurnHandle, after: int) -> None:
+        nonlocal shown
         with turn.follow(after) as subscription:
             await pump(subscription, connection, wanted.render, limits=limits.viewer, metrics=metrics)
         await say("message", turn.message(), str(turn.position))
+        shown = (turn.id, turn.entries - 1)
 
     async def snapshot() -> tuple[TurnHandle | None, int]:
+        nonlocal shown
         turn = await hub.newest_turn(chat_id)
         record = await hub.chat(chat_id)
         after = -1 if turn is None else turn.entries - 1
         state = {"id": chat_id, "turn": None, "messages": []} if record is None else chat_state(record, turn)
+        shown = ("" if turn is None else turn.id, after)
         await say("snapshot", state, "" if turn is None or turn.position is None else str(turn.position))
         return turn, after
 
@@ -150,6 +157,8 @@ async def watch(
                     if turn is not None:
                         await follow(turn, after)
                     continue
+                if begun.turn.id == shown[0] and begun.turn.first_entry <= shown[1]:
+                    continue  # it began while the snapshot was taken, and was in it
                 if begun.message.role == "user":
                     await say("message", begun.message)
                 await follow(begun.turn, begun.turn.first_entry - 1)

@@ -1,0 +1,38 @@
+"""A server to be killed: `python crash_server.py JOURNAL PORT`. Says `ready` on stdout."""
+
+from __future__ import annotations
+
+import sys
+
+import trio
+
+from penstock import Limits, Turn, chat_app
+from penstock.limits import HubLimits
+from penstock.server import serve_until_signalled
+
+WORDS = 150
+LEASE_S = 0.6
+
+
+async def answer(turn: Turn) -> None:
+    """About half a second of words."""
+    async with turn.step(), turn.text() as text:
+        for number in range(WORDS):
+            await text.write(f"{number} ")
+            await trio.sleep(0.003)
+
+
+async def run(journal: str, port: int) -> None:
+    """Serve until killed."""
+    limits = Limits(hub=HubLimits(lease_s=LEASE_S))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(
+            lambda task_status: serve_until_signalled(
+                chat_app(answer, journal=journal, limits=limits), port=port, task_status=task_status
+            )
+        )
+        print("ready", flush=True)
+
+
+if __name__ == "__main__":
+    trio.run(run, sys.argv[1], int(sys.argv[2]))
