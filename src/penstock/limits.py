@@ -131,6 +131,8 @@ class HubLimits(msgspec.Struct, frozen=True, kw_only=True):
     """From a failed flush to the next try. Producers wait meanwhile, once they are `store_lag_*` ahead."""
     replay_finished_s: float = 300.0
     """For how long after its end a turn is replayed to a client that resumes: the length of a tunnel."""
+    queue_s: float = 120.0
+    """How long a message waits for the answer before it, where an app queues. Its client gets no byte meanwhile."""
     replica_poll_s: float = 0.25
     """Between two looks at a turn that another process runs."""
     kept_tails: int = 64

@@ -76,10 +76,11 @@ async def open_proxy(url: str, *faults: Fault | None) -> AsyncIterator[Proxy]:
                         nursery.cancel_scope.cancel("the client has left")
 
                     nursery.start_soon(up)
-                    await _down(server, client, fault)
+                    try:
+                        await _down(server, client, fault)
+                    except trio.BrokenResourceError:
+                        pass
                     nursery.cancel_scope.cancel("the answer is over")
-        except trio.BrokenResourceError:
-            pass
         finally:
             proxy.open -= 1
 

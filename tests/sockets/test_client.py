@@ -188,7 +188,7 @@ async def test_silence_is_a_drop_and_a_keepalive_is_none() -> None:
             await go_on.wait()
             await text.write("two.")
 
-    limits = ClientLimits(first_backoff_s=0.002, silence_s=0.15)
+    limits = ClientLimits(first_backoff_s=0.002, silence_s=0.25)
     server = Limits(connection=ConnectionLimits(keepalive_s=0.05))
     async with (
         chatting(answer, Fault("stall", after_events=3), None, limits=limits, server=server) as chat,

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +46,11 @@ async def running(journal: str) -> AsyncIterator[tuple[str, trio.Process]]:
     port = free_port()
     async with trio.open_nursery() as nursery:
         process = await nursery.start(
-            lambda task_status: trio.run_process(
+            partial(
+                trio.run_process,
                 [sys.executable, str(Path(__file__).with_name("crash_server.py")), journal, str(port)],
                 stdout=subprocess.PIPE,
                 check=False,
-                task_status=task_status,
             )
         )
         try:

@@ -10,10 +10,11 @@ import httpx2
 import msgspec
 import pytest
 import trio
+import trio.lowlevel
 
 from penstock import Limits, Turn, chat_app
 from penstock.limits import HubLimits
-from penstock.testing import Recording, open_server, record
+from penstock.testing import Recording, open_server, record, user_message
 from penstock.wire.assembly import assemble
 from penstock.wire.chunks import Finish, Start, TextDelta
 from penstock.wire.codec import decode_chunk
@@ -291,3 +292,76 @@ async def test_a_hundred_thousand_deltas_are_replayed_short_and_fast() -> None:
         replay = await get(client, f"{url}/c/stream")
     assert replay.message == first.message
     assert len(replay.raw) < 2 * len(text)
+
+
+@pytest.mark.parametrize("on_conflict", ["stop", "queue"])
+async def test_a_message_on_top_of_another_stops_it_or_waits(on_conflict: str) -> None:
+    go_on = trio.Event()
+
+    async def answer(turn: Turn) -> None:
+        async with turn.text() as text:
+            await text.write(f"Re: {turn.prompt}")
+            if turn.prompt == "first":
+                await go_on.wait()
+
+    recordings: dict[str, Recording] = {}
+    async with serving(answer, on_conflict=on_conflict) as (url, client), trio.open_nursery() as nursery:
+
+        async def say(text: str) -> None:
+            recordings[text] = await record(url, text, chat_id="c")
+
+        nursery.start_soon(say, "first")
+        with trio.fail_after(5):
+            while "Re: first" not in (await client.get(f"{url}/c")).text:
+                await trio.sleep(0.01)
+        nursery.start_soon(say, "second")
+        if on_conflict == "queue":
+            await trio.sleep(0.1)
+            assert not recordings
+            go_on.set()
+    assert recordings["second"].message["parts"][0]["text"] == "Re: second"
+    ends = {"stop": ["abort", "finish"], "queue": ["text-end", "finish"]}
+    assert [chunk.kind for chunk in recordings["first"].chunks[-2:]] == ends[on_conflict]
+
+
+async def test_two_who_post_stop_and_approve_at_once_make_one_turn_with_one_end() -> None:
+    async def answer(turn: Turn) -> None:
+        async with turn.tool_call("go", {}, id="c") as call:
+            verdict = await call.approval(holder="turn")
+            if verdict.approved:
+                await call.output(True)
+
+    async with serving(answer) as (url, client):
+        for race in range(40):
+            chat = f"c{race}"
+            body = {"messages": [msgspec.to_builtins(user_message("x"))]}
+            posted: list[Recording] = []
+
+            async def post(
+                chat: str = chat, body: dict[str, Any] = body, posted: list[Recording] = posted
+            ) -> None:
+                posted.append(await record(url, "", chat_id=chat, body=body))
+
+            async def approve(chat: str = chat) -> None:
+                text = (await client.get(f"{url}/{chat}")).text
+                approval = text.partition('"approval":{"id":"')[2].partition('"')[0]
+                response = await client.post(f"{url}/{chat}/approvals/{approval}", json={"approved": True})
+                assert response.status_code in (200, 404, 405, 409)
+
+            async def stop(chat: str = chat) -> None:
+                assert (await client.post(f"{url}/{chat}/stop")).status_code in (200, 404)
+
+            with trio.fail_after(10):
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(post)
+                    nursery.start_soon(post)
+                    while "approval-requested" not in (await client.get(f"{url}/{chat}")).text:
+                        await trio.lowlevel.checkpoint()
+                    for racer in (
+                        (stop, approve, stop, approve) if race % 2 else (approve, stop, approve, stop)
+                    ):
+                        nursery.start_soon(racer)
+            assert len({recording.headers["x-penstock-turn"] for recording in posted}) == 1
+            assert len({recording.raw for recording in posted}) == 1
+            terminal = [chunk for chunk in posted[0].chunks if isinstance(chunk, Finish)]
+            assert terminal == posted[0].chunks[-1:]

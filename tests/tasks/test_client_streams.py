@@ -27,7 +27,7 @@ from penstock.errors import (
 )
 from penstock.journal.position import Position
 from penstock.limits import ClientLimits
-from penstock.testing import user_message
+from penstock.testing import run_cancelled_at, user_message
 from penstock.wire.chunks import AnyChunk, Error, Finish, Start, TextDelta, TextEnd, TextStart
 from penstock.wire.codec import encode, encode_json
 from penstock.wire.sse import DONE, chunk_frame, comment, event
@@ -77,16 +77,21 @@ class Answer(httpx2.AsyncByteStream):
         self._pieces = pieces
         self._ends = ends
         self._lasts_s = lasts_s
+        self.being_read = False
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        for piece in self._pieces:
-            await trio.lowlevel.checkpoint()
-            yield piece
-        if self._lasts_s:
-            await trio.sleep(self._lasts_s)
-            yield b": keepalive\n\n"
-        if self._ends is not None:
-            raise self._ends
+        self.being_read = True
+        try:
+            for piece in self._pieces:
+                await trio.lowlevel.checkpoint()
+                yield piece
+            if self._lasts_s:
+                await trio.sleep(self._lasts_s)
+                yield b": keepalive\n\n"
+            if self._ends is not None:
+                raise self._ends
+        finally:
+            self.being_read = False
 
 
 def stream(*pieces: bytes, turn: str | None = "t1", **options: Any) -> Answer:
@@ -247,6 +252,19 @@ async def test_iterating_goes_on_after_a_cancelled_wait(autojump_clock: MockCloc
             await anext(chunks)
         got += [item async for item in chunks]
     assert got == live()
+
+
+async def test_cancelled_anywhere_it_leaves_no_answer_half_read(autojump_clock: MockClock) -> None:
+    step = 1
+    while True:
+        answers = [stream(tail(0, 2), ends=RESET), Answer(b"No.", status=503), stream(tail(2), DONE)]
+        script = Script(*answers)
+        cancelled = await run_cancelled_at(step, lambda script=script: sent(script))  # type: ignore[misc]
+        assert not any(answer.being_read for answer in answers), f"cancelled at step {step}"
+        if not cancelled:
+            break
+        step += 1
+    assert step > 20
 
 
 # Where it ends

@@ -22,7 +22,8 @@ from sqlite_child import EAGER, KEPT_TURNS, LEASE, RETENTION, TURN_ENTRIES, entr
 from penstock import Turn, open_hub
 from penstock.errors import LocalProtocolError, StoreUnavailableError
 from penstock.journal.sqlite import SqliteStore, open_sqlite
-from penstock.journal.sqlite_file import APPLICATION_ID
+from penstock.journal.sqlite_file import APPLICATION_ID, close_file, open_file
+from penstock.journal.sqlite_writer import transact
 from penstock.journal.store import Batch, Retention, TurnRecord, TurnState
 from penstock.limits import SqliteLimits
 from penstock.testing import run_cancelled_at, user_message
@@ -215,7 +216,7 @@ async def test_operations_of_one_commit_do_not_harm_each_other(tmp_path: Path) -
     path = tmp_path / "chat.db"
 
     def half(db: sqlite3.Connection) -> None:
-        db.execute("INSERT INTO chats (chat_id, began_at) VALUES ('half', 1.0)")
+        db.execute("INSERT INTO chats (chat_id, began_at) VALUES ('half', 1e12)")
         raise ZeroDivisionError
 
     async def fail(error: type[Exception], work: object) -> None:
@@ -236,6 +237,21 @@ async def test_operations_of_one_commit_do_not_harm_each_other(tmp_path: Path) -
         assert await store.chat("half") is None
         assert await store.turn("t2") is not None
         assert await store.read("t1", 0, 9) == [b"a"]
+
+
+def test_a_failed_transaction_is_not_left_open(tmp_path: Path) -> None:
+    """Or it would lock every other process out."""
+
+    def fail(db: sqlite3.Connection) -> None:
+        db.execute("INSERT INTO chats (chat_id, began_at) VALUES ('half', 1e12)")
+        raise sqlite3.OperationalError("disk I/O error")
+
+    writer, reader = open_file(str(tmp_path / "chat.db"), "full", SqliteLimits())
+    with pytest.raises(sqlite3.OperationalError):
+        transact(writer, [fail])
+    assert not writer.in_transaction
+    assert reader.execute("SELECT * FROM chats").fetchall() == []
+    close_file(writer, reader)
 
 
 async def test_tasks_share_commits(tmp_path: Path) -> None:

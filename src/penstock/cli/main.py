@@ -28,7 +28,12 @@ def main() -> None:
 @click.option(
     "--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0: any free one."
 )
-@click.option("--journal", default="memory:", show_default=True, help="Where turns last: memory:")
+@click.option(
+    "--journal",
+    default="sqlite:penstock.db",
+    show_default=True,
+    help="Where turns last: sqlite:FILE, or memory: for as long as the process.",
+)
 @click.option("--upstream", metavar="URL", help="Relay an OpenAI-compatible server, as http://host:11434/v1")
 @click.option("--model", metavar="NAME", help="The upstream's model.")
 @click.option(

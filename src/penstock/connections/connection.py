@@ -64,6 +64,7 @@ class Connection:
         self._scope = trio.CancelScope()
         self._closed = trio.Event()
         self._drained = False
+        self._ending_reason = CloseReason.finished
         self._write_began: float | None = None
         self._last_write = trio.current_time()
         self._waiting_bytes = 0
@@ -121,11 +122,12 @@ class Connection:
         """
         return self._callbacks.register(callback)
 
-    async def aclose(self) -> None:
-        """Write what waits, then `[DONE]` and the end of the response. Nothing can be sent any more. Idempotent.
+    async def aclose(self, reason: CloseReason = CloseReason.finished) -> None:
+        """Write what waits, then the stream's ending and the end of the response. Nothing can be sent any more.
 
-        After `drain_s` the stream is cut instead. Cancelled, it is still closing.
+        After `drain_s` the stream is cut instead. Idempotent. Cancelled, it is still closing.
         """
+        self._ending_reason = reason
         self._frames_send.close()
         with trio.move_on_after(self._limits.drain_s):
             await self._closed.wait()
@@ -134,8 +136,9 @@ class Connection:
     def close(self, reason: CloseReason) -> None:
         """Cut the stream and cancel the producer, unless the connection is closed: the first reason stays."""
         if self.close_reason is None:
-            if reason is not CloseReason.finished:
+            if not self._drained:
                 self._transport.abort()
+            if reason is not CloseReason.finished:
                 self._scope.cancel(f"the connection closed: {reason.value}")
             self.close_reason = reason
             self._closed.set()
@@ -175,7 +178,7 @@ class Connection:
             await self._timed(self._transport.finish())
         except OSError:
             self.close(CloseReason.client_gone)
-        self.close(CloseReason.finished)
+        self.close(self._ending_reason)
 
     async def _write_once(self, data: bytes) -> None:
         if not data:

@@ -36,6 +36,7 @@ async def pump(
     limits: ViewerLimits,
     metrics: Metrics,
     exact: bool = False,
+    farewell: Callable[[], bytes] = bytes,
 ) -> None:
     """Send what the subscription has, to the turn's end.
 
@@ -46,6 +47,7 @@ async def pump(
         limits: how far behind is far, and for how long.
         metrics: counts `viewer_merges` and `viewer_dropped`.
         exact: never join or leave out anything, for a client that counts.
+        farewell: what a viewer is told that is cut as slow; nothing, where an early end must not look like the end.
 
     Raises:
         StoreUnavailableError: if it is not known how the turn goes on. The connection must be cut then.
@@ -60,6 +62,9 @@ async def pump(
             now = trio.current_time()
             behind_since = now if behind_since is None else behind_since
             if now - behind_since > limits.lag_s:
+                if last := farewell():
+                    await connection.send_frame(last)
+                    await connection.aclose(CloseReason.slow_consumer)
                 connection.close(CloseReason.slow_consumer)
                 await trio.lowlevel.checkpoint()
             if not exact:

@@ -27,7 +27,7 @@ from penstock.turns.turn import Producer
 from penstock.web.auth import NO_CHAT, Action, Authorize, allow_everyone, authorized
 from penstock.web.request import HttpError
 from penstock.web.state import chat_state, turn_state
-from penstock.web.streams import Streams
+from penstock.web.streams import OnConflict, Streams
 from penstock.wire.codec import decode_json, encode_json
 from penstock.wire.messages import check_chat_id
 from penstock.wire.versions import DEFAULT_SDK_VERSION, SdkVersion
@@ -48,6 +48,8 @@ class Penstock:
         error_text: an app's own words for a producer's exception.
         recover: asked once for the rest of an answer whose process died; see `open_hub`.
         authorize: who may do what with a chat; see `penstock.web.auth`.
+        on_conflict: what becomes of a message while another of its chat is being answered: `"refuse"` it with 409,
+            `"stop"` that answer, or `"queue"` it, for `queue_s` at most.
         limits: the numbers that differ from the defaults.
         metrics: where to count.
         probes: whether to add `/health/live` and `/health/ready`.
@@ -65,6 +67,7 @@ class Penstock:
         error_text: ErrorText | None = None,
         recover: Recover | None = None,
         authorize: Authorize = allow_everyone,
+        on_conflict: OnConflict = "refuse",
         limits: Limits = Limits(),
         metrics: Metrics = NopMetrics(),
         probes: bool = True,
@@ -82,6 +85,7 @@ class Penstock:
             error_text=error_text,
             recover=recover,
             authorize=authorize,
+            on_conflict=on_conflict,
             limits=limits,
             metrics=metrics,
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import trio
 
@@ -26,6 +26,7 @@ from penstock.errors import (
 )
 from penstock.limits import Limits
 from penstock.metrics import Metrics
+from penstock.turns.claim import SUPERSEDED
 from penstock.turns.handle import TurnHandle
 from penstock.turns.hub import Hub, HubFullError, Recover, open_hub
 from penstock.turns.runner import ErrorText
@@ -58,6 +59,8 @@ _HEADERS = (
 )
 
 
+OnConflict: TypeAlias = Literal["refuse", "stop", "queue"]
+"""What becomes of a message while another of its chat is being answered: 409, that answer is stopped, or it waits."""
 Route: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 ChatRoute: TypeAlias = Callable[[str, Scope, Receive, Send], Awaitable[None]]
 
@@ -77,6 +80,7 @@ class Streams:
         error_text: ErrorText | None,
         recover: Recover | None,
         authorize: Authorize,
+        on_conflict: OnConflict,
         limits: Limits,
         metrics: Metrics,
     ) -> None:
@@ -89,6 +93,7 @@ class Streams:
         self._error_text = error_text
         self._recover = recover
         self._authorize = authorize
+        self._on_conflict: OnConflict = on_conflict
         self._limits = limits
         self._metrics = metrics
         self.hub: Hub | None = None
@@ -248,14 +253,21 @@ class Streams:
 
     async def _start(self, request: ChatRequest) -> TurnHandle:
         hub = self.open_hub()
+        deadline = trio.current_time() + self._limits.hub.queue_s
         try:
-            return await hub.start_turn(
-                request.chat_id,
-                self._answer,
-                await _history(hub, request),
-                body=request.body,
-                orphan_grace_s=self._orphan_grace_s,
-            )
+            while True:
+                try:
+                    return await hub.start_turn(
+                        request.chat_id,
+                        self._answer,
+                        await _history(hub, request),
+                        body=request.body,
+                        orphan_grace_s=self._orphan_grace_s,
+                    )
+                except TurnConflictError:
+                    if self._on_conflict == "refuse" or trio.current_time() >= deadline:
+                        raise
+                await self._make_way(hub, request.chat_id, deadline)
         except TurnConflictError:
             raise HttpError(409, "Another message of this chat is being answered.") from None
         except HubFullError:
@@ -264,6 +276,17 @@ class Streams:
             ) from None
         except TurnNotFoundError:
             raise HttpError(404, "The answer to be continued is not here any more.") from None
+
+    async def _make_way(self, hub: Hub, chat_id: str, deadline: float) -> None:
+        """Wait until the chat's running turn has ended, after stopping it if that is the app's way."""
+        turn = await hub.newest_turn(chat_id)
+        if turn is None:
+            return
+        if self._on_conflict == "stop":
+            await turn.stop(SUPERSEDED)
+        else:
+            with trio.move_on_at(deadline):
+                await turn.wait_ended()
 
     async def _stream(
         self,

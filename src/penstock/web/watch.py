@@ -7,7 +7,7 @@
 | `message` | a whole `UIMessage`: the user's when a turn begins, the assistant's when it ends | position, of the latter |
 | `gap` | `{"reason"}`: what follows is not the continuation of what was sent before | |
 | `notice` | `{"ignored": [names]}`: names in `types` that stand for nothing | |
-| `closing` | `{"reason", "reconnect", "retryMs"}`: the last event | |
+| `closing` | `{"reason", "reconnect", "retryMs", "position"?}`: the last event | |
 
 A client that comes back with its last id is sent what follows it, if that turn is the chat's newest; otherwise the rest
 of that turn, and then a snapshot, which has every message whole.
@@ -111,13 +111,30 @@ async def watch(
         if wanted.wants(event):
             await connection.send_frame(wanted.event(event, value, id))
 
+    def closing(reason: CloseReason, more: dict[str, str]) -> bytes:
+        retry_ms = round(retry_s() * 1000)
+        data = {"reason": reason.value, "reconnect": reason.reconnect, "retryMs": retry_ms, **more}
+        return b"retry: %d\n%b" % (retry_ms, wanted.event("closing", data))
+
     shown: tuple[str, int] = ("", -1)
     """The last turn that was shown, and its last offset."""
 
     async def follow(turn: TurnHandle, after: int) -> None:
         nonlocal shown
         with turn.follow(after) as subscription:
-            await pump(subscription, connection, wanted.render, limits=limits.viewer, metrics=metrics)
+
+            def farewell() -> bytes:
+                position = Position(turn.id, turn.record.epoch, turn.entries - subscription.lag - 1)
+                return closing(CloseReason.slow_consumer, {"position": str(position)})
+
+            await pump(
+                subscription,
+                connection,
+                wanted.render,
+                limits=limits.viewer,
+                metrics=metrics,
+                farewell=farewell,
+            )
         await say("message", turn.message(), str(turn.position))
         shown = (turn.id, turn.entries - 1)
 
@@ -167,10 +184,7 @@ async def watch(
         nursery.start_soon(run)
         await hub.draining.wait()
         nursery.cancel_scope.cancel("the hub is closing")
-    reason = CloseReason.drain
-    retry_ms = round(retry_s() * 1000)
-    closing = {"reason": reason.value, "reconnect": reason.reconnect, "retryMs": retry_ms}
-    await connection.send_frame(b"retry: %d\n%b" % (retry_ms, wanted.event("closing", closing)))
+    await connection.send_frame(closing(CloseReason.drain, {}))
 
 
 async def _resumed(hub: Hub, chat_id: str, last_event_id: str) -> tuple[TurnHandle, int] | None:
