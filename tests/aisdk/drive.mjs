@@ -10,7 +10,24 @@
 // {assemble: [{version, chunks}…], deadlineS?}
 //     No network: each list of chunks becomes the body of a response. A result for each, in the same form but for
 //     `responses`.
+// {version, url, chatId, visit: [step…], transport?, headers?, deadlineS?}
+//     A user's visit to one chat, which is pages, one after the other. Of the result, `steps` has for each step what the
+//     page shows after it: status, error and messages; `requests` has what was asked for: method, path, status and run.
+//     {do: 'send', text, until?}      sends a message and waits for the end of the answer, or only for so many chunks
+//     {do: 'settle'}                  waits for that end
+//     {do: 'resume'}                  resumeStream()
+//     {do: 'approve', approved, reason?}   answers the approval that is asked for, and waits for the end
+//     {do: 'leave'}                   stop(), as a page does that goes away
+//     {do: 'reload', without?}        a new page, with the messages that the server has; `without` the answer to the last
+//     {do: 'wait', state}             until the server says that the turn is in this state
+//     {do: 'stop'}                    tells the server to stop the turn
+//     A step may have a `body`, fields that its requests add, and `cuts`: its first responses break as those of a lost
+//     network do, after so many chunks, when the client has dealt with these; or they end there, with {after, ends: true}.
+//     `transport: 'workflow'` is the one of @ai-sdk/workflow; `transport: 'workflow run'` remembers a run over a reload.
 
+import { setImmediate as breathe, setTimeout as sleep } from 'node:timers/promises';
+
+const POLL_MS = 5;
 const modules = new Map();
 
 async function load(version) {
@@ -125,6 +142,7 @@ async function run(job) {
     }
     return results;
   }
+  if (job.visit) return new Visit(job).result(deadline);
   const responses = [];
   const result = await chat(job, recorder(responses), deadline);
   for (const record of responses) {
@@ -133,6 +151,187 @@ async function run(job) {
     await judge(record, job.version);
   }
   return { ...result, responses };
+}
+
+// A response's body up to some chunk. It is not known to end, or to break, before the client has dealt with all of that.
+function cutOff(body, cut, dealtWith) {
+  const { after, ends } = typeof cut === 'number' ? { after: cut, ends: false } : cut;
+  const reader = body.pipeThrough(new TextDecoderStream()).getReader();
+  const encoder = new TextEncoder();
+  let text = '';
+  let passed = 0;
+  return new ReadableStream(
+    {
+      async pull(controller) {
+        while (passed < after) {
+          const end = text.indexOf('\n\n') + 2;
+          if (end > 1) {
+            const event = text.slice(0, end);
+            text = text.slice(end);
+            if (/^data: /m.test(event)) passed += 1;
+            controller.enqueue(encoder.encode(event));
+            return;
+          }
+          const { done, value } = await reader.read();
+          if (done) throw new Error(`the answer has only ${passed} chunks`);
+          text += value;
+        }
+        await dealtWith(after);
+        await reader.cancel();
+        if (ends) controller.close();
+        else controller.error(new TypeError('terminated'));
+      },
+      cancel: reason => reader.cancel(reason),
+    },
+    { highWaterMark: 0 },
+  );
+}
+
+class Visit {
+  requests = [];
+  seen = 0;
+  cuts = [];
+  body = {};
+  run = undefined;
+  ids = 0;
+
+  constructor(job) {
+    this.job = job;
+  }
+
+  async result(deadline) {
+    await this.open([]);
+    const steps = [];
+    for (const step of this.job.visit) {
+      this.cuts = [...(step.cuts ?? [])];
+      this.body = step.body ?? {};
+      this.seen = 0;
+      const late = deadline.then(() => {
+        throw new Error(`${this.job.chatId} did not get beyond ${JSON.stringify(step)}: ${JSON.stringify(this.requests)}`);
+      });
+      await Promise.race([this[step.do](step), late]);
+      const { status, error, messages } = this.client;
+      steps.push({ status, error: error === undefined ? null : brief(error), messages: structuredClone(messages) });
+    }
+    return { steps, requests: this.requests };
+  }
+
+  async open(messages) {
+    const { AbstractChat, lastAssistantMessageIsCompleteWithApprovalResponses } = await load(this.job.version);
+    class Chat extends AbstractChat {}
+    this.finished = 0;
+    this.client = new Chat({
+      id: this.job.chatId,
+      generateId: () => `made-up-${++this.ids}`,
+      state: new State(messages),
+      transport: this.counting(await this.transport()),
+      sendAutomaticallyWhen: lastAssistantMessageIsCompleteWithApprovalResponses,
+      onFinish: () => {
+        this.finished += 1;
+      },
+    });
+  }
+
+  async transport() {
+    const { url, headers, version } = this.job;
+    if (!this.job.transport) {
+      const { DefaultChatTransport } = await load(version);
+      return new DefaultChatTransport({ api: url, headers, body: () => this.body, fetch: this.fetch });
+    }
+    const { WorkflowChatTransport } = await import('@ai-sdk/workflow/client');
+    return new WorkflowChatTransport({
+      api: url,
+      fetch: this.fetch,
+      prepareSendMessagesRequest: ({ id, messages, trigger, messageId }) => ({
+        headers: { ...headers, 'content-type': 'application/json' },
+        body: { ...this.body, id, messages, trigger, messageId },
+      }),
+      prepareReconnectToStreamRequest:
+        this.job.transport === 'workflow run' ? () => ({ api: `${url}/${this.run}/stream` }) : undefined,
+    });
+  }
+
+  // The transport itself, but we see each chunk just before the client does.
+  counting(transport) {
+    const counted = stream =>
+      stream?.pipeThrough(
+        new TransformStream({
+          transform: (chunk, controller) => {
+            this.seen += 1;
+            controller.enqueue(chunk);
+          },
+        }),
+      ) ?? null;
+    return new Proxy(transport, {
+      get: (target, name) =>
+        name === 'sendMessages' || name === 'reconnectToStream'
+          ? async options => counted(await target[name](options))
+          : Reflect.get(target, name),
+    });
+  }
+
+  fetch = async (url, init) => {
+    const before = this.seen;
+    const cut = this.cuts.shift();
+    const response = await fetch(url, init);
+    const { pathname, search } = new URL(url);
+    this.run = response.headers.get('x-workflow-run-id') ?? this.run;
+    this.requests.push({ method: init?.method ?? 'GET', path: pathname + search, status: response.status, run: this.run });
+    if (cut === undefined || response.body === null) return response;
+    const dealtWith = async count => {
+      while (this.seen < before + count) await sleep(1);
+      // All that follows from a chunk is done in microtasks.
+      for (let turn = 0; turn < 3; turn++) await breathe();
+    };
+    return new Response(cutOff(response.body, cut, dealtWith), response);
+  };
+
+  async state() {
+    const response = await fetch(`${this.job.url}/${this.job.chatId}`);
+    if (!response.ok) throw new Error(await response.text());
+    return response.json();
+  }
+
+  async send({ text, until }) {
+    this.answer = this.client.sendMessage({ text });
+    if (until === undefined) await this.answer;
+    else while (this.seen < until) await sleep(POLL_MS);
+  }
+
+  async settle() {
+    await this.answer;
+  }
+
+  async resume() {
+    await this.client.resumeStream();
+  }
+
+  async approve({ approved, reason }) {
+    const parts = this.client.messages.flatMap(message => message.parts);
+    const part = parts.find(each => each.state === 'approval-requested');
+    const before = this.finished;
+    await this.client.addToolApprovalResponse({ id: part.approval.id, approved, reason });
+    while (this.finished === before) await sleep(POLL_MS);
+  }
+
+  async leave() {
+    await this.client.stop();
+    await this.answer;
+  }
+
+  async reload({ without }) {
+    const { messages, turn } = await this.state();
+    await this.open(without ? messages.filter(message => message.id !== turn?.id) : messages);
+  }
+
+  async wait({ state }) {
+    while ((await this.state()).turn.state !== state) await sleep(POLL_MS);
+  }
+
+  async stop() {
+    const response = await fetch(`${this.job.url}/${this.job.chatId}/stop`, { method: 'POST' });
+    if (!response.ok) throw new Error(await response.text());
+  }
 }
 
 let input = '';

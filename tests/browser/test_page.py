@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
+import pytest
 import trio
 
 from parts import require
@@ -16,17 +18,27 @@ from penstock.testing import open_server
 HERE = Path(__file__).parent
 
 
-async def test_a_person_chats_and_sees_every_kind_of_part_and_the_raw_events() -> None:
-    chromium = shutil.which("chromium")
-    require("Chromium", "apt-get install chromium", chromium is not None)
+@pytest.fixture
+def chromium() -> str:
+    """The browser, and what drives it."""
+    found = shutil.which("chromium")
+    require("Chromium", "apt-get install chromium", found is not None)
     require("Node", "apt-get install nodejs npm", shutil.which("node") is not None)
     require("playwright-core", "npm ci in tests/browser", (HERE / "node_modules").is_dir())
+    assert found is not None
+    return found
+
+
+async def run_page(script: str, url: str, chromium: str) -> Any:
+    """Run a script of a person's doings, and return what the person saw."""
+    with trio.fail_after(60):
+        result = await trio.run_process(["node", str(HERE / script), url, chromium], capture_stdout=True)
+    return json.loads(result.stdout)
+
+
+async def test_a_person_chats_and_sees_every_kind_of_part_and_the_raw_events(chromium: str) -> None:
     async with open_server(chat_app(answer)) as url:
-        with trio.fail_after(60):
-            result = await trio.run_process(
-                ["node", str(HERE / "page.mjs"), url, str(chromium)], capture_stdout=True
-            )
-    seen = json.loads(result.stdout)
+        seen = await run_page("page.mjs", url, chromium)
     answers = {each["text"]: each for each in seen["answers"]}
     assert seen["problems"] == []
     assert len(answers["Hello, my name is Ada."]["answer"]) > 10
@@ -39,3 +51,28 @@ async def test_a_person_chats_and_sees_every_kind_of_part_and_the_raw_events() -
     assert ": stream-start" in seen["events"]
     assert any(event.startswith('{"type":"text-delta"') for event in seen["events"])
     assert "[DONE]" in seen["events"]
+
+
+async def test_a_person_pulls_the_plug_reloads_stops_and_decides(chromium: str) -> None:
+    async with open_server(chat_app(answer)) as url:
+        seen = await run_page("survive.mjs", url, chromium)
+    assert seen["problems"] == []
+    assert "The gate is open." in seen["approved"]
+    assert "open_gate · output-available" in seen["approved"]
+    assert "The gate stays shut." in seen["denied"]
+    assert seen["unplugged"] == "disconnected; coming back"
+    # It came back in mid-answer with more than it had, and so did a page that was loaded anew.
+    assert seen["before"] < seen["back"] < seen["reloaded"] <= seen["whole"]
+    assert seen["statuses"] == ["streaming", "ready"]
+    assert 0 < seen["stopped"] < seen["whole"]
+    assert seen["afterStop"] == "ready"
+
+
+async def test_eventsource_watches_and_comes_back_by_itself(chromium: str) -> None:
+    """The browser's own Last-Event-ID resumes exactly, through a server that was restarted on the same journal."""
+    async with open_server(chat_app(answer)) as url:
+        seen = await run_page("watch.mjs", url, chromium)
+    assert seen["names"][0] == "snapshot"
+    assert seen["names"][-1] == "message"
+    assert seen["text"] == seen["message"]
+    assert seen["ids"] == sorted(set(seen["ids"]), key=seen["ids"].index)

@@ -320,11 +320,15 @@ async def test_cancelled_at_every_step_it_leaves_nothing_half_and_a_file_that_wo
 
 async def test_closing_writes_what_waits_and_then_refuses(tmp_path: Path) -> None:
     path = tmp_path / "chat.db"
+
+    async def append(batch: Batch) -> None:
+        await store.append([batch])
+
     async with trio.open_nursery() as nursery:
         async with open_sqlite(str(path)) as store:
             turn = await begin(store)
             for i in range(10):
-                nursery.start_soon(store.append, [Batch(turn, 0, [b"a"] * i)])
+                nursery.start_soon(append, Batch(turn, 0, [b"a"] * i))
             await trio.testing.wait_all_tasks_blocked()
     for call in (store.append([Batch(turn, 0, [b"a"])]), store.turn("t1"), store.read("t1", 0, 1)):
         with pytest.raises(StoreUnavailableError):
@@ -468,7 +472,9 @@ async def test_what_retention_frees_is_used_again(tmp_path: Path) -> None:
             assert await store.seal(Batch(turn, 100, [b"end"]), TurnState.finished, None, at=time.time())
             await trio.sleep(0.002)
         with trio.fail_after(5):
-            while await store.turn("t40") is not None:
+            while True:
+                if await store.turn("t40") is None:
+                    break
                 await trio.sleep(0.002)
         assert await store.read("t59", 0, 999) == [*data, b"end"]
     assert path.stat().st_size < 3 << 20
@@ -493,20 +499,24 @@ async def test_a_hub_finds_its_chats_again(tmp_path: Path) -> None:
     assert [message.text for message in chat.messages] == ["Hello", "Hi there."]
 
 
-def test_a_crowd_opens_a_new_file_at_once(tmp_path: Path) -> None:
-    """Processes that make the same file at the same moment all get it."""
-    path = tmp_path / "chat.db"
-    code = (
-        "import sys, time; from penstock.journal.sqlite_file import close_file, open_file;"
-        " from penstock.limits import SqliteLimits; sys.stdin.readline();"
-        " close_file(*open_file(sys.argv[1], 'full', SqliteLimits())); print('opened')"
-    )
-    children = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        for _ in range(4)
-    ]
-    outputs = [child.communicate("go\n")[0] for child in children]
-    assert outputs == ["opened\n"] * 4
-    check_file(path)
+async def test_a_crowd_makes_a_new_file_once(tmp_path: Path) -> None:
+    """Whoever finds it empty and gets the lock second finds it made."""
+    path = str(tmp_path / "chat.db")
+    opened = 0
+
+    async def open_and_close() -> None:
+        nonlocal opened
+        close_file(*await trio.to_thread.run_sync(open_file, path, "full", SqliteLimits()))
+        opened += 1
+
+    db = sqlite3.connect(path, isolation_level=None)
+    db.execute("BEGIN IMMEDIATE")
+    async with trio.open_nursery() as nursery:
+        for _ in range(4):
+            nursery.start_soon(open_and_close)
+        await trio.sleep(0.1)
+        assert opened == 0
+        db.execute("ROLLBACK")
+    db.close()
+    assert opened == 4
+    check_file(Path(path))

@@ -92,7 +92,9 @@ async def gather(calls: Sequence[Callable[[], Awaitable[T]]]) -> list[T | Except
 async def until(condition: Callable[[], Awaitable[bool]]) -> None:
     """Wait for something that a store does in passing."""
     with trio.fail_after(5):
-        while not await condition():
+        while True:
+            if await condition():
+                return
             await trio.sleep(0.002)
 
 

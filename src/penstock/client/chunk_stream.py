@@ -129,14 +129,13 @@ class ChunkStream(EventStream[Received | Gap]):
             if type(chunk) is not Start:
                 raise RemoteProtocolError("The server went on at another place than it was asked to.")
             self._events.appendleft(event)
-            gap = Gap(RESTARTED, self._position)
-            self._holds_some, self._position = False, None
-            return gap
+            self._holds_some = False
+            return Gap(RESTARTED, self._position)
         self._at_first_chunk, self._holds_some = False, True
         if position is not None and position != self._asked_after:
             self._backoff.reset()
         self._position = position
-        self._finished = isinstance(chunk, Finish | Error)
+        self._finished = isinstance(chunk, Finish)
         return Received(chunk, position)
 
     def _continued_by(self, position: Position | None) -> bool:

@@ -75,9 +75,28 @@ def open_file(
         ValueError: if the file can't be opened, is something else, or was written by a later version.
         StoreUnavailableError: if it is locked, or the disk is full.
     """
-    opened: list[sqlite3.Connection] = []
     try:
         _make_private(path)
+        return _open(path, durability, limits)
+    except OSError as exc:
+        raise ValueError(f"the journal {path} can't be opened: {exc.strerror}") from exc
+    except sqlite3.Error as exc:
+        if is_locked(exc) or _is_full(exc):
+            raise StoreUnavailableError(f"the journal {path} can't be opened now: {exc}") from exc
+        raise ValueError(f"the journal {path} can't be opened: {exc}") from exc
+
+
+def close_file(writer: sqlite3.Connection, reader: sqlite3.Connection) -> None:
+    """Close the connections, the reader's first: the last one to close copies the WAL into the file and removes it."""
+    reader.close()
+    writer.close()
+
+
+def _open(
+    path: str, durability: Durability, limits: SqliteLimits
+) -> tuple[sqlite3.Connection, sqlite3.Connection]:
+    opened: list[sqlite3.Connection] = []
+    try:
         opened.append(writer := _connect(path, limits))
         opened.append(reader := _connect(path, limits))
         _prepare(writer, path)
@@ -87,23 +106,11 @@ def open_file(
         writer.execute(f"PRAGMA journal_size_limit = {_WAL_BYTES}")
         writer.execute(f"PRAGMA busy_timeout = {round(limits.lock_try_s * 1000)}")
         reader.execute("PRAGMA query_only = ON")
-    except BaseException as exc:
+    except BaseException:
         for connection in opened:
             connection.close()
-        if isinstance(exc, OSError):
-            raise ValueError(f"the journal {path} can't be opened: {exc.strerror}") from exc
-        if isinstance(exc, sqlite3.Error):
-            if is_locked(exc) or _is_full(exc):
-                raise StoreUnavailableError(f"the journal {path} can't be opened now: {exc}") from exc
-            raise ValueError(f"the journal {path} can't be opened: {exc}") from exc
         raise
     return writer, reader
-
-
-def close_file(writer: sqlite3.Connection, reader: sqlite3.Connection) -> None:
-    """Close the connections, the reader's first: the last one to close copies the WAL into the file and removes it."""
-    reader.close()
-    writer.close()
 
 
 def _connect(path: str, limits: SqliteLimits) -> sqlite3.Connection:

@@ -1,0 +1,46 @@
+// Watches a chat with the browser's own EventSource while its connection is cut again and again.
+// usage: node watch.mjs URL CHROMIUM
+import { chromium } from "playwright-core";
+
+const [url, executablePath] = process.argv.slice(2);
+const browser = await chromium.launch({
+  executablePath,
+  args: [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+  ],
+});
+try {
+  const context = await browser.newContext();
+  const page = await context.newPage();
+  page.setDefaultTimeout(20_000);
+  await page.goto(url);
+  await page.evaluate(() => {
+    window.seen = { names: [], ids: [], text: "", message: null };
+    const source = new EventSource("/api/chat/watched/watch");
+    for (const name of ["snapshot", "chunk", "message", "gap", "closing"]) {
+      source.addEventListener(name, (event) => {
+        window.seen.names.push(name);
+        const data = JSON.parse(event.data);
+        if (name === "chunk") {
+          window.seen.ids.push(event.lastEventId);
+          if (data.type === "text-delta") window.seen.text += data.delta;
+        }
+        if (name === "message" && data.role === "assistant") window.seen.message = data.parts.filter((part) => part.type === "text").map((part) => part.text).join("");
+      });
+    }
+    const body = { id: "watched", messages: [{ id: "u", role: "user", parts: [{ type: "text", text: "/slow" }] }] };
+    window.posted = fetch("/api/chat", { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body) }).then((response) => response.text());
+  });
+  // The network goes away and comes back; EventSource does the rest.
+  for (let cut = 0; cut < 2; cut++) {
+    await page.waitForTimeout(1200);
+    await context.setOffline(true);
+    await page.waitForTimeout(200);
+    await context.setOffline(false);
+  }
+  await page.waitForFunction(() => window.seen.message !== null);
+  console.log(JSON.stringify(await page.evaluate(() => window.seen)));
+} finally {
+  await browser.close();
+}
