@@ -108,7 +108,15 @@ def main() -> None:
     results: dict[str, list[tuple[float, float]]] = {"penstock": [], "sse-starlette": []}
     with (
         server(
-            [str(Path(sys.executable).with_name("penstock")), "serve", "--port", str(ours)], ours
+            [
+                str(Path(sys.executable).with_name("penstock")),
+                "serve",
+                "--port",
+                str(ours),
+                "--journal",
+                "memory:",
+            ],
+            ours,
         ) as our_pid,
         server(
             [sys.executable, str(HERE / "peers" / "sse_starlette_app.py"), str(theirs)], theirs

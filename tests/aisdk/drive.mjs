@@ -1,7 +1,7 @@
 // Drives the real client of `ai` 5, 6 or 7 as useChat would, and says what came of it.
 //
-// Reads one JSON job from stdin and writes one JSON result to stdout; of an array of jobs, which run at the same time, an
-// array of results. Exit code 0 unless the driver itself broke.
+// Reads one JSON job from stdin and writes one JSON result to stdout; of an array of jobs, which run side by side, an array
+// of results. Exit code 0 unless the driver itself broke.
 //
 // {version, url, text?, chatId?, messages?, headers?, body?, resume?, deadlineS?}
 //     One request over HTTP: a message with `text`, or with `resume` a reconnect. Of the result, `responses` is what
@@ -28,6 +28,7 @@
 import { setImmediate as breathe, setTimeout as sleep } from 'node:timers/promises';
 
 const POLL_MS = 5;
+const AT_ONCE = 24;
 const modules = new Map();
 
 async function load(version) {
@@ -334,8 +335,18 @@ class Visit {
   }
 }
 
+async function all(jobs) {
+  const results = [];
+  const left = jobs.entries();
+  const worker = async () => {
+    for (const [index, job] of left) results[index] = await run(job);
+  };
+  await Promise.all(Array.from({ length: AT_ONCE }, worker));
+  return results;
+}
+
 let input = '';
 for await (const text of process.stdin.setEncoding('utf8')) input += text;
 const job = JSON.parse(input);
-const result = await (Array.isArray(job) ? Promise.all(job.map(run)) : run(job));
+const result = await (Array.isArray(job) ? all(job) : run(job));
 process.stdout.write(JSON.stringify(result), () => process.exit(0));

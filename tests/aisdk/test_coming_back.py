@@ -10,7 +10,7 @@ import json
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Literal
+from typing import Any, get_args
 
 import pytest
 import trio
@@ -140,6 +140,11 @@ def do(name: str, **step: Any) -> Step:
     return {"do": name, **step}
 
 
+def hold(index: int) -> dict[str, Any]:
+    """What a request says for the producer to wait before this one of its chunks."""
+    return {"hold": max(index, 0)}
+
+
 def shown(step: Result) -> list[dict[str, Any]]:
     """What a page shows, but for the messages' ids, which differ from turn to turn."""
     assert (step["status"], step["error"]) == ("ready", None)
@@ -155,38 +160,188 @@ async def test_after_a_loss_at_any_chunk_the_same_page_and_a_new_one_show_the_wh
     """Whether the answer goes on meanwhile, has ended, or is cut off once more while it is replayed."""
     jobs: dict[tuple[SdkVersion, str], Job] = {}
     async with stage() as url:
-        for version in (5, 6, 7):
-            jobs[version, "uncut"] = visit(url, version, f"{version}.uncut", do("send", text="Hello"))
+        for version in get_args(SdkVersion):
+            jobs[version, "uncut"] = visit(url, version, f"uncut{version}", do("send", text="Hello"))
             for k in range(EVERY_CHUNK + 1):
-                for name, job in losses(url, version, k):
-                    jobs[version, name] = job
+                for way, steps in ways_back(version, k).items():
+                    jobs[version, f"{way}, {k}"] = visit(url, version, f"c{len(jobs)}", *steps)
         results = dict(zip(jobs, await drive(list(jobs.values())), strict=True))
-    for (version, name), result in results.items():
+    for (version, way), result in results.items():
         whole = shown(results[version, "uncut"]["steps"][-1])
-        assert shown(result["steps"][-1]) == whole, (version, name)
-        assert {request["status"] for request in result["requests"]} == {200}, (version, name)
-        if name != "uncut":
-            assert result["steps"][0]["error"] == "terminated"
-            assert result["steps"][0]["status"] == "error"
-    assert len(whole[-1]["parts"]) == 8
+        assert len(whole[-1]["parts"]) == 8
+        assert shown(result["steps"][-1]) == whole, (version, way)
+        if way != "uncut":
+            assert (result["steps"][0]["status"], result["steps"][0]["error"]) == ("error", "terminated")
+            assert {request["status"] for request in result["requests"]} == {200}
 
 
-def losses(url: str, version: SdkVersion, k: int) -> Iterable[tuple[str, Job]]:
-    """Every way to come back after so many chunks."""
-    # One is `start`, which the producer does not write.
-    hold = {} if k == EVERY_CHUNK else {"hold": max(k - 1, 0)}
-    lost = do("send", text="Hello", cuts=[k], body=hold)
-    ways: dict[str, list[Step]] = {
-        "new": [lost, do("reload"), do("resume")],
-        "new, whose app keeps finished answers only": [lost, do("reload", without=True), do("resume")],
-        "new, late": [do("send", text="Hello", cuts=[k]), do("wait", state="finished"), do("reload"), do("resume")],
-    }
-    if version > 5:
-        ways |= {
-            "same": [lost, do("resume")],
-            "same, late": [do("send", text="Hello", cuts=[k]), do("wait", state="finished"), do("resume")],
-            "same, twice": [lost, do("resume", cuts=[k // 2]), do("resume")],
+def ways_back(version: SdkVersion, k: int) -> dict[str, list[Step]]:
+    """What a user may do after so many chunks. In `lost` the answer stops there until the user is back."""
+    lost = do("send", text="Hello", cuts=[k], body=hold(k - 1) if k < EVERY_CHUNK else {})
+    ended = [do("send", text="Hello", cuts=[k]), do("wait", state="finished")]
+    if version == 5:
+        return {"new page, with what is over only": [lost, do("reload", without=True), do("resume")]}
+    if version == 6:
+        return {
+            "same page": [lost, do("resume")],
+            "same page, twice": [lost, do("resume", cuts=[k // 2]), do("resume")],
+            "new page": [lost, do("reload"), do("resume")],
         }
-    for name, steps in ways.items():
-        chat_id = f"{version}.{k}.{name.replace(' ', '-').replace(',', '')}"
-        yield f"{name}, after {k}", visit(url, version, chat_id, *steps)
+    return {
+        "same page": [lost, do("resume")],
+        "new page": [lost, do("reload"), do("resume")],
+        "same page, late": [*ended, do("resume")],
+        "new page, late": [*ended, do("reload"), do("resume")],
+    }
+
+
+async def test_who_only_left_comes_back_to_the_whole_answer() -> None:
+    """A page that stops reading stops nothing."""
+    async with stage() as url:
+        steps = [do("send", text="Hello", until=9, body=hold(8)), do("leave"), do("resume")]
+        jobs = [visit(url, version, f"c{version}", *steps) for version in (6, 7)]
+        jobs += [visit(url, version, f"d{version}", do("send", text="Hello")) for version in (6, 7)]
+        left6, left7, whole6, whole7 = await drive(jobs)
+    assert left6["steps"][1]["status"] == "ready"
+    assert shown(left6["steps"][-1]) == shown(whole6["steps"][-1])
+    assert shown(left7["steps"][-1]) == shown(whole7["steps"][-1])
+
+
+async def test_a_stopped_answer_is_the_same_on_every_page() -> None:
+    """The page that reads it is told, and a page that comes later gets it as it was then."""
+    steps = [
+        do("send", text="Hello", until=9, body=hold(8)),
+        do("stop"),
+        do("settle"),
+        do("reload"),
+        do("resume"),
+    ]
+    async with stage() as url:
+        results = await drive([visit(url, version, f"c{version}", *steps) for version in get_args(SdkVersion)])
+    for result in results:
+        _, _, settled, new, resumed = result["steps"]
+        *_, step_start, reasoning, tool = shown(settled)[-1]["parts"]
+        assert (step_start["type"], reasoning["text"]) == ("step-start", "Hm, well.")
+        assert tool["state"] == "output-error"
+        assert shown(settled) == shown(new) == shown(resumed)
+
+
+@pytest.mark.parametrize("approved", [True, False])
+async def test_the_demo_asks_and_goes_on_from_whichever_page_answers(approved: bool) -> None:
+    """A page that was loaded while the answer waited goes on with it like the page that asked."""
+    decide = do("approve", approved=approved, reason="so be it")
+    async with open_server(chat_app(demo)) as url:
+        jobs = [
+            visit(f"{url}/api/chat", version, f"{way}{version}", do("send", text="/approve"), *steps)
+            for version in (6, 7)
+            for way, steps in {
+                "same": [decide, do("reload"), do("resume")],
+                "new": [do("reload"), decide, do("reload"), do("resume")],
+                "resumed": [do("reload"), do("resume"), decide, do("reload"), do("resume")],
+            }.items()
+        ]
+        results = await drive(jobs)
+    for job, result in zip(jobs, results, strict=True):
+        answered, new, resumed = (shown(step) for step in result["steps"][-3:])
+        text, tool, last = [part for part in answered[-1]["parts"] if part["type"] != "step-start"]
+        assert text["text"] == "I won't do this without your word."
+        assert tool["state"] == ("output-available" if approved else "output-denied")
+        assert (tool["approval"]["approved"], tool["approval"]["reason"]) == (approved, "so be it")
+        assert last["text"] == ("The gate is open." if approved else "The gate stays shut.")
+        assert [message["role"] for message in answered] == ["user", "assistant"]
+        assert new == answered, job["chatId"]
+        assert resumed == as_replayed(answered, job["version"]), job["chatId"]
+        assert [request["method"] for request in result["requests"]].count("POST") == 2
+
+
+@pytest.mark.parametrize("approved", [True, False])
+async def test_after_a_loss_at_any_chunk_of_a_continuation_the_whole_answer_is_shown(approved: bool) -> None:
+    """The continuation is a stream of its own, and what is replayed is nevertheless the message from its beginning."""
+    jobs: dict[tuple[SdkVersion, str], Job] = {}
+    decide = do("approve", approved=approved)
+    async with stage() as url:
+        for version in (6, 7):
+            jobs[version, "uncut"] = visit(url, version, f"uncut{version}", do("send", text="ask"), decide)
+            # What is written before the producer goes on: `start`, the decision, and that the call was denied.
+            before = 1 + (version == 7) + (not approved)
+            every_chunk = before + approved + len(GOES_ON) + 1
+            for k in range(every_chunk + 1):
+                lost = decide | {"cuts": [k], "body": hold(k - before) if k < every_chunk else {}}
+                for way, steps in {"same page": [], "new page": [do("reload")]}.items():
+                    jobs[version, f"{way}, {k}"] = visit(
+                        url, version, f"c{len(jobs)}", do("send", text="ask"), lost, *steps, do("resume")
+                    )
+        results = dict(zip(jobs, await drive(list(jobs.values())), strict=True))
+    for (version, way), result in results.items():
+        whole = shown(results[version, "uncut"]["steps"][-1])
+        assert len(whole[-1]["parts"]) == 5
+        if way != "uncut":
+            assert result["steps"][1]["error"] == "terminated", (version, way)
+            whole = as_replayed(whole, version)
+        assert shown(result["steps"][-1]) == whole, (version, way)
+
+
+def as_replayed(messages: list[dict[str, Any]], version: SdkVersion) -> list[dict[str, Any]]:
+    """Messages without what no chunk can tell a client of 6: how an approval was decided, but by what came of it."""
+    if version == 6:
+        for part in messages[-1]["parts"]:
+            if "approval" in part:
+                part["approval"] = {"id": part["approval"]["id"]}
+    return messages
+
+
+async def test_the_workflow_transport_reconnects_by_itself_after_a_loss_at_any_chunk() -> None:
+    """It says how many chunks it has; of those it gets none again and misses none."""
+    jobs: dict[str, Job] = {}
+    async with stage() as url:
+        jobs["uncut"] = visit(url, 7, "uncut", do("send", text="Hello"))
+        for k in range(EVERY_CHUNK):
+            for cut in (k, {"after": k, "ends": True}):
+                send = do("send", text="Hello", cuts=[cut], body=hold(k - 1))
+                jobs[f"{cut}"] = visit(url, 7, f"c{len(jobs)}", send, transport="workflow")
+        thrice = do("send", text="Hello", cuts=[3, 4, {"after": 5, "ends": True}, 6])
+        jobs["thrice"] = visit(url, 7, "thrice", thrice, transport="workflow")
+        results = dict(zip(jobs, await drive(list(jobs.values())), strict=True))
+    whole = shown(results["uncut"]["steps"][-1])
+    for way, result in results.items():
+        assert shown(result["steps"][-1]) == whole, way
+    assert asked(results["7"], "/stream") == ["7"]
+    assert asked(results["thrice"], "/stream") == ["3", "7", "12", "18"]
+
+
+@pytest.mark.parametrize("sdk", ["7", "6"])
+async def test_the_workflow_transport_reconnects_in_a_continuation(sdk: str) -> None:
+    """Its chunks are counted from where it begins, as they were sent to this client."""
+    jobs: dict[str, Job] = {}
+    async with stage() as url:
+        for k in range(10):
+            decide = do("approve", approved=True, cuts=[k])
+            jobs[f"{k}"] = visit(url, 7, f"c{k}", do("send", text="ask"), decide, transport="workflow")
+            jobs[f"{k}"]["headers"] = {"x-penstock-sdk": sdk}
+        results = dict(zip(jobs, await drive(list(jobs.values())), strict=True))
+    whole = shown(results["0"]["steps"][-1])
+    assert len(whole[-1]["parts"]) == 5
+    for way, result in results.items():
+        assert shown(result["steps"][-1]) == whole, way
+
+
+@pytest.mark.parametrize("transport", ["workflow", "workflow run"])
+async def test_the_workflow_transport_resumes_on_a_new_page(transport: str) -> None:
+    """By the run's id, if the app kept it, and else by the chat's."""
+    jobs = []
+    async with stage() as url:
+        for k in range(1, EVERY_CHUNK, 4):
+            lost = do("send", text="Hello", until=k, body=hold(k - 1))
+            steps = [lost, do("leave"), do("reload", without=True), do("resume")]
+            jobs.append(visit(url, 7, f"c{k}", *steps, transport=transport))
+        jobs.append(visit(url, 7, "uncut", do("send", text="Hello")))
+        *results, uncut = await drive(jobs)
+    whole = shown(uncut["steps"][-1])
+    for result in results:
+        assert shown(result["steps"][-1]) == whole
+
+
+def asked(result: Result, what: str) -> list[str]:
+    """The `startIndex` of each request that was made for a part of a run."""
+    paths = [request["path"] for request in result["requests"] if what in request["path"]]
+    return [path.rpartition("startIndex=")[2] for path in paths]

@@ -1,4 +1,4 @@
-// Watches a chat with the browser's own EventSource while its connection is cut again and again.
+// Watches a chat with the browser's own EventSource while whoever runs this cuts its connection.
 // usage: node watch.mjs URL CHROMIUM
 import { chromium } from "playwright-core";
 
@@ -15,9 +15,10 @@ try {
   const page = await context.newPage();
   page.setDefaultTimeout(20_000);
   await page.goto(url);
-  await page.evaluate(() => {
-    window.seen = { names: [], ids: [], text: "", message: null };
+  await page.evaluate(async () => {
+    window.seen = { opened: 0, names: [], ids: [], text: "", message: null };
     const source = new EventSource("/api/chat/watched/watch");
+    source.onopen = () => window.seen.opened++;
     for (const name of ["snapshot", "chunk", "message", "gap", "closing"]) {
       source.addEventListener(name, (event) => {
         window.seen.names.push(name);
@@ -29,16 +30,10 @@ try {
         if (name === "message" && data.role === "assistant") window.seen.message = data.parts.filter((part) => part.type === "text").map((part) => part.text).join("");
       });
     }
+    await new Promise((go) => source.addEventListener("snapshot", go, { once: true }));
     const body = { id: "watched", messages: [{ id: "u", role: "user", parts: [{ type: "text", text: "/slow" }] }] };
-    window.posted = fetch("/api/chat", { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body) }).then((response) => response.text());
+    fetch("/api/chat", { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body) }).then((response) => response.text()).catch(() => {});
   });
-  // The network goes away and comes back; EventSource does the rest.
-  for (let cut = 0; cut < 2; cut++) {
-    await page.waitForTimeout(1200);
-    await context.setOffline(true);
-    await page.waitForTimeout(200);
-    await context.setOffline(false);
-  }
   await page.waitForFunction(() => window.seen.message !== null);
   console.log(JSON.stringify(await page.evaluate(() => window.seen)));
 } finally {

@@ -611,7 +611,7 @@ async def test_a_watch_goes_on_with_the_last_event_id(autojump_clock: MockClock)
 
 async def test_a_watch_that_gets_on_is_never_given_up(autojump_clock: MockClock) -> None:
     frames = [event(encode(chunk), event="chunk", id=str(at(offset))) for offset, chunk in enumerate(WHOLE)]
-    script = Script(*map(stream, frames))
+    script = Script(*map(stream, frames), stream())
     async with script.client(ClientLimits(attempts=1)).watch("c") as events:
         assert [await anext(events) for _ in WHOLE] == live()
         with pytest.raises(StreamLostError):

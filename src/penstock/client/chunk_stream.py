@@ -135,7 +135,7 @@ class ChunkStream(EventStream[Received | Gap]):
         if position is not None and position != self._asked_after:
             self._backoff.reset()
         self._position = position
-        self._finished = isinstance(chunk, Finish)
+        self._finished = isinstance(chunk, Finish | Error)
         return Received(chunk, position)
 
     def _continued_by(self, position: Position | None) -> bool:

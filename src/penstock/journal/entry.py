@@ -5,7 +5,9 @@ from __future__ import annotations
 import msgspec
 
 from penstock.wire.chunks import AnyChunk
-from penstock.wire.sse import chunk_frame
+
+FRAME = b"id: %b%d\ndata: %b\n\n"
+"""What `wire.sse.chunk_frame` makes of an id and its JSON, with the id's two halves put together on the way."""
 
 
 class Entry(msgspec.Struct, gc=False):
@@ -19,6 +21,8 @@ class Entry(msgspec.Struct, gc=False):
     json: bytes
     id_prefix: bytes
     """The turn's and epoch's part of the position, shared by all entries of a tail."""
+    spoken_from: int = 5
+    """The first version of the client that may be sent the chunk; see `wire/versions.py`."""
     _frame: bytes | None = None
 
     @property
@@ -31,5 +35,5 @@ class Entry(msgspec.Struct, gc=False):
         """The entry as one server-sent event, with its position as the id; made once and shared."""
         frame = self._frame
         if frame is None:
-            frame = self._frame = chunk_frame(self.json, self.id)
+            frame = self._frame = FRAME % (self.id_prefix, self.offset, self.json)
         return frame

@@ -20,6 +20,7 @@ from penstock.journal.position import Position
 from penstock.journal.store import TurnRecord, TurnState
 from penstock.journal.subscription import Subscription
 from penstock.wire.chunks import AnyChunk
+from penstock.wire.versions import spoken_from
 
 
 class LiveTail:
@@ -66,7 +67,7 @@ class LiveTail:
         """
         if self.ended:
             raise TurnSealedError("the turn has ended")
-        self.entries.append(Entry(len(self.entries), chunk, json, self._id_prefix))
+        self.entries.append(Entry(len(self.entries), chunk, json, self._id_prefix, spoken_from(chunk)))
         self.bytes += len(json)
         if self._news:
             self._news.unpark_all()
@@ -113,11 +114,10 @@ class LiveTail:
             raise StoreUnavailableError(self._broken)
         await self._news.park()
 
-    def mark_stored(self, entries: int) -> None:
-        """Note that the store has the first `entries`, and wake who waits for that."""
+    def mark_stored(self, entries: int, bytes: int) -> None:
+        """Note that the store has the first `entries`, which are so many bytes, and wake who waits for that."""
         if entries > self.stored:
-            self.stored_bytes += sum(len(entry.json) for entry in self.entries[self.stored : entries])
-            self.stored = entries
+            self.stored, self.stored_bytes = entries, bytes
         self._stored_news.unpark_all()
 
     async def wait_stored(self) -> None:

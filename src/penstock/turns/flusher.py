@@ -42,7 +42,7 @@ class Flusher:
                 await self._wake.park()
             tails = [tail for tail in self._dirty if not tail.ended]
             self._dirty.clear()
-            ends = [len(tail.entries) for tail in tails]
+            ends = [(len(tail.entries), tail.bytes) for tail in tails]
             try:
                 await self._store.append(
                     [
@@ -60,6 +60,6 @@ class Flusher:
                 await trio.sleep(self._limits.flush_retry_s)
                 continue
             for tail, end in zip(tails, ends, strict=True):
-                tail.mark_stored(end)
+                tail.mark_stored(*end)
             # A store that answers at once must not keep this task from letting the others run.
             await trio.lowlevel.checkpoint()

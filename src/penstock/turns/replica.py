@@ -75,5 +75,5 @@ class Replica:
                 if isinstance(chunk, Start):
                     tail.first_entry = len(tail.entries)
                 tail.append(chunk, json)
-            tail.mark_stored(len(tail.entries))
+            tail.mark_stored(len(tail.entries), tail.bytes)
             await trio.lowlevel.checkpoint()

@@ -98,6 +98,7 @@ class Runner:
         self._stop_reason: str | None = None
         self._aborted: str | None = None
         self._writes = 0
+        self._written_bytes = 0
         self._seal_lock = trio.Lock()
         self._produced: _End | None = None
         """How the producer ended; None while it runs, and for good if it was cancelled from outside."""
@@ -107,8 +108,13 @@ class Runner:
         if orphan_grace_s != math.inf:
             self.tail.followers_changed = self._restart_orphan_clock
         for json in history:
-            self._take(decode_stored(json), json)
-        self.tail.mark_stored(len(history))
+            chunk = decode_stored(json)
+            if type(chunk) is Start and self._grammar.ended:
+                self._grammar.resume()  # where an earlier request's part ended
+            self._grammar.apply(chunk)
+            self._assembly.apply(chunk)
+            self.tail.append(chunk, json)
+        self.tail.mark_stored(len(history), self.tail.bytes)
 
     def begin(self, decisions: Callable[[Grammar], Iterable[AnyChunk]] | None = None) -> None:
         """Write the first chunk of a request's part of the turn, and what the user decided since the last."""
@@ -155,34 +161,30 @@ class Runner:
         json = encode(chunk)
         if self.tail.bytes + len(json) > self._limits.turn_bytes:
             raise AnswerError("The answer is too long.")
-        self._take(chunk, json)
-        self._flusher.mark(self.tail)
-
-    def _take(self, chunk: AnyChunk, json: bytes) -> None:
-        if self._grammar.ended and isinstance(chunk, Start):
-            self._grammar.resume()  # a seam in the history
         self._grammar.apply(chunk)
         self._assembly.apply(chunk)
         self.tail.append(chunk, json)
+        self._flusher.mark(self.tail)
+        self._writes += 1
+        self._written_bytes += len(json)
 
     async def write(self, chunk: AnyChunk) -> None:
-        """Write for a producer: sees a cancellation, lets others run now and then, waits for a slow store.
+        """Write for a producer. Every so often it is a checkpoint, and waits for a store that is far behind.
 
         Cancelled, the chunk is written all the same.
         """
         self.write_nowait(chunk)
-        tail = self.tail
         limits = self._limits
+        if self._writes < limits.yield_entries and self._written_bytes < limits.yield_bytes:
+            return
+        self._writes = self._written_bytes = 0
+        tail = self.tail
         while (
             len(tail.entries) - tail.stored > limits.store_lag_entries
             or tail.bytes - tail.stored_bytes > limits.store_lag_bytes
         ) and not tail.ended:
             await tail.wait_stored()
-        self._writes += 1
-        if self._writes % limits.yield_entries == 0:
-            await trio.lowlevel.checkpoint()
-        else:
-            await trio.lowlevel.checkpoint_if_cancelled()
+        await trio.lowlevel.checkpoint()
 
     async def flush(self) -> None:
         """Wait until the store has all entries that the turn has now.

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from penstock.turns.runner import Runner
 
 
+_ENDS = frozenset({Start, Finish, Error, Abort})
+
+
 class Turn(Writer):
     """The production of one assistant message.
 
@@ -75,6 +78,9 @@ class Turn(Writer):
         than written, because the runner alone writes those: metadata of `start` and `finish` becomes the message's,
         a finish reason becomes the turn's, `abort` makes the turn end as stopped, and `error` raises `AnswerError`.
         """
+        if type(chunk) not in _ENDS:
+            await self._runner.write(chunk)
+            return
         match chunk:
             case Start(message_metadata=metadata) | Finish(message_metadata=metadata):
                 if isinstance(chunk, Finish) and chunk.finish_reason is not UNSET:

@@ -15,7 +15,6 @@ from penstock.journal.store import TurnState
 from penstock.limits import Limits, WireLimits
 from penstock.turns.handle import TurnHandle
 from penstock.web.request import header, query_parameter
-from penstock.wire.chunks import LANE_CHUNK
 from penstock.wire.codec import encode
 from penstock.wire.sse import chunk_frame
 from penstock.wire.versions import SdkVersion, speaks
@@ -86,13 +85,7 @@ def renderer(version: SdkVersion) -> Render:
     """Return how a client of this version is sent entries: without what it does not know, and without lanes."""
 
     def render(entries: Sequence[Entry]) -> bytes:
-        return b"".join(
-            [
-                entry.frame
-                for entry in entries
-                if speaks(entry.chunk, version) and entry.chunk.kind != LANE_CHUNK
-            ]
-        )
+        return b"".join([entry.frame for entry in entries if entry.spoken_from <= version])
 
     return render
 

@@ -41,7 +41,7 @@ from penstock.web.request import (
     sdk_version,
 )
 from penstock.web.resume import Run, cursor_of, is_old, renderer, replay, turn_headers
-from penstock.web.watch import Filter, watch
+from penstock.web.watch import Filter, retry_s, watch
 from penstock.wire.messages import ChatRequest, UIMessage, check_chat_id, read_chat_request
 from penstock.wire.sse import comment
 from penstock.wire.versions import SdkVersion
@@ -224,7 +224,7 @@ class Streams:
                 transport,
                 limits=self._limits.connection,
                 metrics=self._metrics,
-                opening=comment("ok"),
+                opening=comment("ok") + b"retry: %d\n\n" % round(retry_s() * 1000),
                 ending=b"",
             ) as connection:
                 await watch(

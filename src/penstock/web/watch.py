@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import trio
@@ -41,6 +41,11 @@ from penstock.wire.sse import event as sse_event
 EVENTS = frozenset({"snapshot", "chunk", "message", "gap", "notice", "closing"})
 ALWAYS = frozenset({"gap", "notice", "closing"})
 _NAME = re.compile(r"[a-z0-9-]{1,64}")
+
+
+def retry_s() -> float:
+    """Return after how many seconds a client is to come back: not all of them at once."""
+    return random.uniform(0.5, 3.0)
 
 
 class Filter:
@@ -99,7 +104,6 @@ async def watch(
     *,
     limits: Limits,
     metrics: Metrics,
-    retry_s: Callable[[], float] = lambda: random.uniform(0.5, 3.0),
 ) -> None:
     """Send a chat's events until the connection closes or the hub drains.
 

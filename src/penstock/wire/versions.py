@@ -13,8 +13,10 @@ from typing import Final, Literal, TypeAlias
 
 from penstock.errors import RemoteProtocolError
 from penstock.wire.chunks import (
+    LANE_CHUNK,
     AnyChunk,
     Custom,
+    Data,
     ReasoningFile,
     ResetStep,
     SteeringMessage,
@@ -42,6 +44,17 @@ _FIRST_SPOKEN_BY: dict[type[AnyChunk], SdkVersion] = {
 """Every kind that is not here is spoken by all."""
 
 _VERSION = re.compile(r"([567])(\.[0-9]{1,9}){0,2}")
+
+
+NOBODY: Final = 99
+"""A version that no client has: for what is in the journal and no part of the message."""
+
+
+def spoken_from(chunk: AnyChunk) -> int:
+    """Return the first version of the client that takes this chunk, or `NOBODY`."""
+    if type(chunk) is Data and chunk.type == LANE_CHUNK:
+        return NOBODY
+    return _FIRST_SPOKEN_BY.get(type(chunk), 5)
 
 
 def speaks(chunk: AnyChunk, version: SdkVersion) -> bool:
