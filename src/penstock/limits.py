@@ -129,6 +129,8 @@ class HubLimits(msgspec.Struct, frozen=True, kw_only=True):
 
     begin_s: float = 5.0
     """Asking the store to begin a turn. It is not cancelled halfway, so it must end by itself."""
+    flush_s: float = 0.02
+    """From one flush to the next, unless somebody waits for it: what a `kill -9` can lose beside the commit under way."""
     flush_retry_s: float = 0.5
     """From a failed flush to the next try. Producers wait meanwhile, once they are `store_lag_*` ahead."""
     replay_finished_s: float = 300.0

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 import trio
 from proxy import Fault, Proxy, open_proxy
+from raw import wait_for
 
 from penstock import AnswerError, Position, Turn, chat_app, open_client
 from penstock.cli.send import resume
@@ -204,12 +205,10 @@ async def test_silence_is_a_drop_and_a_keepalive_is_none() -> None:
                         texts.append(event.chunk.delta)
 
         nursery.start_soon(take)
-        with trio.fail_after(3):
-            while chat.proxy.connections < 2:
-                await trio.sleep(0.01)
-            await trio.sleep(0.5)
-            assert chat.proxy.connections == 2, "a stream with keepalives was taken for silent"
-            go_on.set()
+        await wait_for(lambda: chat.proxy.connections == 2)
+        await trio.sleep(0.5)
+        assert chat.proxy.connections == 2, "a stream with keepalives was taken for silent"
+        go_on.set()
     assert texts == ["One, ", "two."]
 
 
@@ -351,9 +350,7 @@ async def test_cancellation_closes_the_connection_at_once(where: str) -> None:
                     if where == "unread":
                         await trio.sleep_forever()
         assert trio.current_time() - started < 0.3
-        with trio.fail_after(1):
-            while chat.proxy.open:
-                await trio.sleep(0.005)
+        await wait_for(lambda: chat.proxy.open == 0)
 
 
 async def test_leaving_in_the_middle_leaves_no_connection() -> None:
@@ -361,9 +358,7 @@ async def test_leaving_in_the_middle_leaves_no_connection() -> None:
         async with chat.client.send("c", "Hello") as stream:
             async for _ in stream:
                 break
-        with trio.fail_after(1):
-            while chat.proxy.open:
-                await trio.sleep(0.005)
+        await wait_for(lambda: chat.proxy.open == 0)
 
 
 async def test_answers_that_were_taken_whole_share_a_connection() -> None:
@@ -499,23 +494,18 @@ async def test_a_chat_can_be_watched_on_the_terminal(raw: bool) -> None:
     async def answer(turn: Turn) -> None:
         async with turn.text() as text:
             await text.write("Half ")
+            half.set()
             await go_on.wait()
             await text.write("whole.")
         await turn.source("https://example.org")
 
-    go_on = trio.Event()
+    half, go_on = trio.Event(), trio.Event()
     async with chatting(answer) as chat, trio.open_nursery() as nursery:
         nursery.start_soon(chat.send)
-        with trio.fail_after(2):
-            while (state := await chat.straight.state("c")) is None or len(
-                state["messages"][-1]["parts"]
-            ) == 0:
-                await trio.sleep(0.005)
+        await half.wait()
         out, err = Watcher('"message"' if raw else "whole.\n", nursery.cancel_scope), io.StringIO()
         nursery.start_soon(lambda: watch(chat.url, "c", raw=raw, stdout=out, stderr=err))
-        with trio.fail_after(2):
-            while not out.getvalue():
-                await trio.sleep(0.005)
+        await wait_for(lambda: out.getvalue() != "")
         go_on.set()
     if raw:
         lines = [msgspec.json.decode(line) for line in out.getvalue().splitlines()]
@@ -536,13 +526,11 @@ async def test_what_a_watch_prints_of_other_events() -> None:
     async with chatting(answer) as chat, trio.open_nursery() as nursery:
         out, err = io.StringIO(), Watcher("[failed]", nursery.cancel_scope)
         nursery.start_soon(lambda: watch(chat.url, "c", stdout=out, stderr=err))
-        with trio.fail_after(2):
-            while "[chat]" not in err.getvalue():
-                await trio.sleep(0.005)
-            async with chat.straight.send("c", "Hello") as stream:
-                async for _ in stream:
-                    pass
-            await trio.sleep(1)
+        await wait_for(lambda: "[chat]" in err.getvalue())
+        async with chat.straight.send("c", "Hello") as stream:
+            async for _ in stream:
+                pass
+        await wait_for(lambda: "[failed]" in err.getvalue())
     assert err.getvalue().splitlines() == ["[chat] no turn yet", "[user] Hello", "[data-x] 1", "[failed] No."]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -13,11 +14,13 @@ import trio
 import trio.lowlevel
 
 from penstock import Limits, Turn, chat_app
+from penstock.journal.entry import Entry
 from penstock.limits import HubLimits
 from penstock.testing import Recording, open_server, record, user_message
+from penstock.web.resume import renderer
 from penstock.wire.assembly import assemble
-from penstock.wire.chunks import Finish, Start, TextDelta
-from penstock.wire.codec import decode_chunk
+from penstock.wire.chunks import AnyChunk, Custom, Error, Finish, Start, TextDelta
+from penstock.wire.codec import decode_chunk, encode
 from penstock.wire.sse_parser import SseParser
 
 Answer = Callable[[Turn], Awaitable[None]]
@@ -147,21 +150,93 @@ async def test_a_late_follower_of_a_running_turn_gets_the_past_short_and_then_al
     assert len([chunk for chunk in shorter.chunks if isinstance(chunk, TextDelta)]) <= 4
 
 
-async def test_workflow_transport_resumes_by_count() -> None:
-    """prefix(k) + resume(k) is the whole, for every k."""
-    async with serving(mixed) as (url, client):
-        first = await record(url, "x", headers={"x-penstock-sdk": "7"})
+@pytest.mark.parametrize("sdk", ["5", "6", "7"])
+async def test_workflow_transport_resumes_by_count(sdk: str) -> None:
+    """prefix(k) + resume(k) is the whole, for every k, of what this client was sent."""
+
+    async def answer(turn: Turn) -> None:
+        await mixed(turn)
+        async with turn.lane("worker") as lane, lane.text() as text:
+            await text.write("on the side")
+        await turn.write(Custom(kind_="penstock.only-for-7"))
+        async with turn.text() as text:
+            await text.write("The end.")
+
+    async with serving(answer) as (url, client):
+        first = await record(url, "x", chat_id="c", headers={"x-penstock-sdk": sdk})
         run = first.headers["x-workflow-run-id"]
         whole = [event.data for event in first.events][:-1]
-        for k in range(len(whole) + 1):
+        assert ("only-for-7" in str(whole)) == (sdk == "7")
+        for k in range(len(whole)):
             rest = await get(client, f"{url}/{run}/stream?startIndex={k}")
             assert whole[:k] + [event.data for event in rest.events][:-1] == whole
+            assert rest.headers["x-workflow-run-id"] == run
+        # It asks until it is told an end, even if it has more than was stored before a crash.
+        for k in (len(whole), len(whole) + 5):
+            rest = await get(client, f"{url}/{run}/stream?startIndex={k}")
+            assert [event.data for event in rest.events][:-1] == whole[-1:]
         last = await get(client, f"{url}/{run}/stream?startIndex=-2")
         assert [event.data for event in last.events][:-1] == whole[-2:]
         assert last.headers["x-workflow-stream-tail-index"] == str(len(whole) - 1)
         for bad in ("x", "1.5", "--1", ""):
             assert (await get(client, f"{url}/{run}/stream?startIndex={bad}")).status in (204, 404)
         assert (await get(client, f"{url}/none/stream?startIndex=0")).status == 404
+
+
+async def test_workflow_transport_resumes_by_chat_where_it_knows_no_run() -> None:
+    async with serving(mixed) as (url, client):
+        first = await record(url, "x", chat_id="a~7", headers={"x-penstock-sdk": "7"})
+        again = await get(client, f"{url}/a~7/stream?startIndex=0")
+        rest = await get(client, f"{url}/a~7/stream?startIndex=3")
+    assert again.events == first.events
+    assert rest.events == first.events[3:]
+
+
+async def test_workflow_transport_resumes_at_another_process(tmp_path: Path) -> None:
+    """That has nothing of the turn when it is asked, and may not take that for all there is."""
+    go_on = trio.Event()
+
+    async def answer(turn: Turn) -> None:
+        async with turn.text() as text:
+            for word in "abc":
+                await text.write(word)
+            await turn.flush()
+            await go_on.wait()
+
+    recordings: list[Recording] = []
+    journal = f"sqlite:{tmp_path / 'journal.db'}"
+    async with (
+        serving(answer, journal=journal) as (url, client),
+        serving(answer, journal=journal) as (other, _),
+        trio.open_nursery() as nursery,
+    ):
+
+        async def ask() -> None:
+            recordings.append(await record(url, "q", chat_id="c"))
+
+        nursery.start_soon(ask)
+        with trio.fail_after(5):
+            while "abc" not in (await client.get(f"{url}/c")).text:
+                await trio.sleep(0.01)
+        turn_id = (await client.get(f"{url}/c")).json()["turn"]["id"]
+
+        async def resume() -> None:
+            recordings.append(await get(client, f"{other}/{turn_id}/stream?startIndex=4"))
+
+        nursery.start_soon(resume)
+        await trio.sleep(0.05)
+        go_on.set()
+    first, rest = recordings if len(recordings[0].events) > len(recordings[1].events) else recordings[::-1]
+    assert [event.data for event in rest.events] == [event.data for event in first.events][4:]
+
+
+def test_who_has_more_than_was_stored_is_told_that_the_turn_is_lost() -> None:
+    """Else it would ask for ever."""
+    chunks: list[AnyChunk] = [TextDelta(id="t", delta="x"), Error(error_text="Lost.")]
+    entries = [Entry(offset, chunk, encode(chunk), b"") for offset, chunk in enumerate(chunks)]
+    render = renderer(7, skip=5)
+    assert render(entries[:1]) == b""
+    assert render(entries[1:]) == entries[1].frame
 
 
 async def test_stop_ends_the_turn_for_everyone_and_keeps_the_partial_message() -> None:

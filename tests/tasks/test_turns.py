@@ -499,6 +499,7 @@ async def test_two_hundred_races_of_finish_and_stop_have_one_winner(
 async def test_statistics() -> None:
     async def answer(turn: Turn) -> None:
         await turn.metadata({"a": 1})
+        await turn.flush()
         await trio.sleep_forever()
 
     async with open_hub() as hub:

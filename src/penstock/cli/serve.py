@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import trio
 
+from penstock.errors import AppStartupError
 from penstock.limits import Limits
 from penstock.server import serve_until_signalled
 from penstock.turns.turn import Producer
@@ -65,8 +66,7 @@ def run_server(
     """Serve until a signal, then drain.
 
     Raises:
-        ValueError: if the journal's URL is not understood.
-        OSError: if the address can't be had.
+        ValueError: if it can't start, with a sentence that says why.
     """
     app = chat_app(answer, journal=journal, sdk_version=parse_sdk_version(sdk_version), limits=limits)
 
@@ -87,4 +87,22 @@ def run_server(
             for bind in binds:
                 say(f"penstock is listening on {bind}  (chat at /, API at /api/chat, Ctrl-C ends it)")
 
-    trio.run(run)
+    try:
+        trio.run(run)
+    except BaseExceptionGroup as group:
+        problem = _startup_problem(group, f"{host}, port {port}")
+        if problem is None:
+            raise
+        raise ValueError(problem) from group
+
+
+def _startup_problem(error: BaseException, address: str) -> str | None:
+    """Say in a sentence why the server did not start, if that is what a group of errors means."""
+    match error:
+        case BaseExceptionGroup(exceptions=[only]):
+            return _startup_problem(only, address)
+        case AppStartupError():
+            return str(error)
+        case OSError(strerror=str(why)):
+            return f"can't listen on {address}: {why}"
+    return None

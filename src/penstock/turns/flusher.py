@@ -1,7 +1,8 @@
 """Carries what the live tails hold to the store: one task for all turns of a hub.
 
-One `append` is under way at a time, with everything that came meanwhile, so batches grow by themselves exactly when
-the store is slow. Nobody waits for it but a producer that is `store_lag_*` ahead of the store.
+One `append` is under way at a time, with everything that came meanwhile, and the next one is `flush_s` later: followers
+don't wait for the store, so a commit may as well carry a few tokens of every turn. A producer that is `store_lag_*` ahead
+of the store, or asks for a flush, is the only one to wait, and hurries it.
 """
 
 from __future__ import annotations
@@ -28,6 +29,13 @@ class Flusher:
         self._metrics = metrics
         self._dirty: dict[LiveTail, None] = {}
         self._wake = trio.lowlevel.ParkingLot()
+        self._pause = trio.lowlevel.ParkingLot()
+        self._hurried = False
+
+    def hurry(self) -> None:
+        """Have the next flush begin at once: somebody waits for it."""
+        self._hurried = True
+        self._pause.unpark_all()
 
     def mark(self, tail: LiveTail) -> None:
         """Note that a tail has entries which the store lacks."""
@@ -40,6 +48,7 @@ class Flusher:
         while True:
             if not self._dirty:
                 await self._wake.park()
+            self._hurried = False
             tails = [tail for tail in self._dirty if not tail.ended]
             self._dirty.clear()
             ends = [(len(tail.entries), tail.bytes) for tail in tails]
@@ -61,5 +70,8 @@ class Flusher:
                 continue
             for tail, end in zip(tails, ends, strict=True):
                 tail.mark_stored(*end)
+            with trio.move_on_after(self._limits.flush_s):
+                if not self._hurried:
+                    await self._pause.park()
             # A store that answers at once must not keep this task from letting the others run.
             await trio.lowlevel.checkpoint()

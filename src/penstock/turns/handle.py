@@ -15,6 +15,7 @@ from penstock.turns.approvals import Verdict
 from penstock.wire.assembly import assemble
 from penstock.wire.chunks import AnyChunk
 from penstock.wire.messages import UIMessage
+from penstock.wire.versions import SdkVersion
 
 if TYPE_CHECKING:
     from penstock.turns.runner import Runner
@@ -96,6 +97,10 @@ class TurnHandle:
             return self._runner.message()
         chunks = [entry.chunk for entry in self._tail.entries]
         return msgspec.convert(assemble(chunks, self.id), UIMessage)
+
+    def count(self, first: int, version: SdkVersion) -> int:
+        """Count the entries so far, from an offset on, that a client of this version is sent."""
+        return sum(entry.spoken_from <= version for entry in self._tail.entries[first:])
 
     def compact(self) -> list[AnyChunk]:
         """Return a short form of all entries so far, one delta for each part."""

@@ -24,6 +24,7 @@ import trio
 from penstock.errors import StoreUnavailableError, TurnConflictError, TurnError, TurnNotFoundError
 from penstock.journal.store import (
     ChatRecord,
+    Retention,
     Store,
     TurnRecord,
     TurnState,
@@ -361,6 +362,7 @@ async def open_hub(
     metrics: Metrics = NopMetrics(),
     error_text: ErrorText | None = None,
     recover: Recover | None = None,
+    retention: Retention | None = None,
 ) -> AsyncIterator[Hub]:
     """Open a hub on a journal.
 
@@ -371,13 +373,17 @@ async def open_hub(
         error_text: words a producer's exception for the user; None, or a None from it, hides it.
         recover: `async def recover(turn) -> bool`, asked once for a turn whose process died: it writes what is
             missing of the answer and returns True, or returns False, and the turn is lost.
+        retention: what the journal keeps of what is over; None for the store's own measure.
 
     Leaving the block cancels what is still running; those turns end as `lost`. Call `drain` before to let them end.
 
     Raises:
         ValueError: if the journal's URL is not understood.
     """
-    async with open_store(journal, limits=limits.sqlite) as store, trio.open_nursery() as flusher_nursery:
+    async with (
+        open_store(journal, retention=retention, limits=limits.sqlite) as store,
+        trio.open_nursery() as flusher_nursery,
+    ):
         async with trio.open_nursery() as turn_nursery:
             hub = Hub(store, turn_nursery, limits, metrics, error_text, recover)
             flusher_nursery.start_soon(hub._flusher.run)

@@ -183,6 +183,7 @@ class Runner:
             len(tail.entries) - tail.stored > limits.store_lag_entries
             or tail.bytes - tail.stored_bytes > limits.store_lag_bytes
         ) and not tail.ended:
+            self._flusher.hurry()
             await tail.wait_stored()
         await trio.lowlevel.checkpoint()
 
@@ -194,6 +195,7 @@ class Runner:
         """
         entries = len(self.tail.entries)
         while self.tail.stored < entries and not self.tail.ended:
+            self._flusher.hurry()
             await self.tail.wait_stored()
         if self.tail.stored < entries and not self.tail.state.ended:
             raise StoreUnavailableError("it is not known what was stored")

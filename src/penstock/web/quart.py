@@ -17,7 +17,7 @@ from werkzeug.exceptions import HTTPException
 
 from penstock.asgi import Scope
 from penstock.errors import RemoteProtocolError, StoreUnavailableError
-from penstock.journal.store import check_journal
+from penstock.journal.store import Retention, check_journal
 from penstock.limits import Limits
 from penstock.metrics import Metrics, NopMetrics
 from penstock.turns.approvals import Decision, Verdict
@@ -50,6 +50,7 @@ class Penstock:
         authorize: who may do what with a chat; see `penstock.web.auth`.
         on_conflict: what becomes of a message while another of its chat is being answered: `"refuse"` it with 409,
             `"stop"` that answer, or `"queue"` it, for `queue_s` at most.
+        retention: what the journal keeps of what is over; None for the store's own measure.
         limits: the numbers that differ from the defaults.
         metrics: where to count.
         probes: whether to add `/health/live` and `/health/ready`.
@@ -68,6 +69,7 @@ class Penstock:
         recover: Recover | None = None,
         authorize: Authorize = allow_everyone,
         on_conflict: OnConflict = "refuse",
+        retention: Retention | None = None,
         limits: Limits = Limits(),
         metrics: Metrics = NopMetrics(),
         probes: bool = True,
@@ -86,6 +88,7 @@ class Penstock:
             recover=recover,
             authorize=authorize,
             on_conflict=on_conflict,
+            retention=retention,
             limits=limits,
             metrics=metrics,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -15,36 +16,55 @@ from penstock.journal.store import TurnState
 from penstock.limits import Limits, WireLimits
 from penstock.turns.handle import TurnHandle
 from penstock.web.request import header, query_parameter
+from penstock.wire.chunks import Error
 from penstock.wire.codec import encode
 from penstock.wire.sse import chunk_frame
-from penstock.wire.versions import SdkVersion, speaks
+from penstock.wire.versions import SdkVersion, parse_sdk_version, speaks
+
+_RUN = re.compile(r"(.+?)(?:~([0-9]{1,15}))?(?:~([567]))?")
+_START_INDEX = re.compile(r"-?[0-9]{1,15}")
 
 
 class Run(NamedTuple):
     """What `WorkflowChatTransport` calls a run, and where it wants to go on in it.
 
-    A run is a turn, or the part of one that answers a later request: `<turn>` or `<turn>~<offset>`.
+    A run is what a client of some version is sent of a turn, or of the part of one that answers a later request:
+    `<turn>`, `<turn>~<offset>` or `<turn>~<offset>~<version>`. Chunks that it is not sent are not counted.
     """
 
     turn_id: str
     first: int
     """Offset of the run's first entry."""
+    version: SdkVersion
     start: int
     """Chunks that the client has; or, if negative, how many of the last it wants."""
 
     @classmethod
     def parse(cls, run_id: str, start_index: str) -> Run | None:
-        """Read a run's id and a `startIndex`; None if they are neither."""
-        turn_id, tilde, first = run_id.partition("~")
-        digits = start_index.removeprefix("-")
-        if not all(part.isdecimal() and len(part) < 16 for part in (first if tilde else "0", digits)):
+        """Read a run's id and a `startIndex`; None if the latter is no whole number."""
+        match = _RUN.fullmatch(run_id)
+        if match is None or not _START_INDEX.fullmatch(start_index):
             return None
-        return cls(turn_id, int(first or 0), int(start_index))
+        turn_id, first, version = match.groups()
+        return cls(turn_id, int(first or 0), parse_sdk_version(version or "7"), int(start_index))
 
-    def after(self, entries: int) -> int:
-        """Return the offset after which the client wants a turn of so many entries."""
-        next_ = self.first + self.start if self.start >= 0 else max(entries + self.start, self.first)
-        return min(next_, entries) - 1
+    def sent(self, turn: TurnHandle) -> int:
+        """Return how many chunks of the run there are so far."""
+        return turn.count(self.first, self.version)
+
+    def skip(self, turn: TurnHandle) -> int:
+        """Return how many of the run's chunks are left out for this client.
+
+        It asks again and again until it was sent an end, so of a turn that is over it gets at least the last chunk. A
+        client can have more than there is: the turn's process died before it had stored what it sent.
+        """
+        if self.start < 0:
+            return max(self.sent(turn) + self.start, 0)
+        return self.start if turn.state is TurnState.running else min(self.start, self.sent(turn) - 1)
+
+    def chat(self, run_id: str) -> Run:
+        """Return what this is if the id is no run's but a chat's: its newest turn, whole."""
+        return self._replace(turn_id=run_id, first=0, version=7)
 
 
 def cursor_of(scope: Scope, turn: TurnHandle) -> int | None:
@@ -81,20 +101,39 @@ def replay(turn: TurnHandle, version: SdkVersion, limits: Limits) -> list[bytes]
     return frames
 
 
-def renderer(version: SdkVersion) -> Render:
-    """Return how a client of this version is sent entries: without what it does not know, and without lanes."""
+def renderer(version: SdkVersion, skip: int = 0) -> Render:
+    """Return how a client of this version is sent entries: without what it does not know, and without lanes.
+
+    Args:
+        version: the client's.
+        skip: how many chunks it has already. An `error` is sent in any case: it is how the turn ended.
+    """
 
     def render(entries: Sequence[Entry]) -> bytes:
-        return b"".join([entry.frame for entry in entries if entry.spoken_from <= version])
+        nonlocal skip
+        sent = [entry for entry in entries if entry.spoken_from <= version]
+        if skip > 0:
+            has, sent = sent[:skip], sent[skip:]
+            skip -= len(has)
+            sent[:0] = [entry for entry in has if isinstance(entry.chunk, Error)]
+        return b"".join([entry.frame for entry in sent])
 
     return render
 
 
 def turn_headers(turn: TurnHandle) -> list[tuple[bytes, bytes]]:
     """Return the headers that say which turn a stream is of."""
-    run_id = turn.id if turn.first_entry == 0 else f"{turn.id}~{turn.first_entry}"
     return [
         (b"x-vercel-ai-ui-message-stream", b"v1"),
         (b"x-penstock-turn", turn.id.encode("ascii")),
-        (b"x-workflow-run-id", run_id.encode("ascii")),
     ]
+
+
+def run_header(turn: TurnHandle, first: int, version: SdkVersion) -> tuple[bytes, bytes]:
+    """Return the header that names what a client of this version is sent of a turn from an offset on."""
+    run_id = turn.id
+    if first != 0 or version != 7:
+        run_id += f"~{first}"
+    if version != 7:
+        run_id += f"~{version}"
+    return b"x-workflow-run-id", run_id.encode("ascii")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
 from functools import partial
 from typing import Literal, TypeAlias
 
@@ -24,6 +25,7 @@ from penstock.errors import (
     TurnConflictError,
     TurnNotFoundError,
 )
+from penstock.journal.store import Retention
 from penstock.limits import Limits
 from penstock.metrics import Metrics
 from penstock.turns.claim import SUPERSEDED
@@ -40,7 +42,7 @@ from penstock.web.request import (
     read_json_body,
     sdk_version,
 )
-from penstock.web.resume import Run, cursor_of, is_old, renderer, replay, turn_headers
+from penstock.web.resume import Run, cursor_of, is_old, renderer, replay, run_header, turn_headers
 from penstock.web.watch import Filter, retry_s, watch
 from penstock.wire.messages import ChatRequest, UIMessage, check_chat_id, read_chat_request
 from penstock.wire.sse import comment
@@ -81,6 +83,7 @@ class Streams:
         recover: Recover | None,
         authorize: Authorize,
         on_conflict: OnConflict,
+        retention: Retention | None,
         limits: Limits,
         metrics: Metrics,
     ) -> None:
@@ -94,6 +97,7 @@ class Streams:
         self._recover = recover
         self._authorize = authorize
         self._on_conflict: OnConflict = on_conflict
+        self._retention = retention
         self._limits = limits
         self._metrics = metrics
         self.hub: Hub | None = None
@@ -129,13 +133,22 @@ class Streams:
     async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Hold the hub open round the lifespan of the app behind us."""
         server = scope.get("extensions", {}).get("penstock.server")
-        async with open_hub(
-            journal=self._journal,
-            limits=self._limits,
-            metrics=self._metrics,
-            error_text=self._error_text,
-            recover=self._recover,
-        ) as hub:
+        async with AsyncExitStack() as stack:
+            try:
+                hub = await stack.enter_async_context(
+                    open_hub(
+                        journal=self._journal,
+                        limits=self._limits,
+                        metrics=self._metrics,
+                        error_text=self._error_text,
+                        recover=self._recover,
+                        retention=self._retention,
+                    )
+                )
+            except (ValueError, StoreUnavailableError) as exc:
+                await receive()
+                await send({"type": "lifespan.startup.failed", "message": str(exc)})
+                return
             self.hub = hub
             try:
                 async with trio.open_nursery() as nursery:
@@ -242,14 +255,22 @@ class Streams:
     async def _resume_at_index(
         self, hub: Hub, run_id: str, start_index: str, scope: Scope, receive: Receive, send: Send
     ) -> None:
-        """Serve `WorkflowChatTransport`, which counts the chunks it got: on its streams, one for each entry."""
+        """Serve `WorkflowChatTransport`, which counts the chunks it got: on its streams none are joined."""
         run = Run.parse(run_id, start_index)
-        turn = None if run is None else await hub.turn(run.turn_id)
-        if run is None or turn is None:
+        if run is None:
+            raise HttpError(404, NO_CHAT)
+        turn = await hub.turn(run.turn_id)
+        if turn is None:
+            # On a new page it knows no run, and says the chat's id.
+            run, turn = run.chat(run_id), await hub.newest_turn(run_id)
+        if turn is None:
             raise HttpError(404, NO_CHAT)
         await authorized(self._authorize, scope, turn.chat_id, "read")
-        tail_index = (b"x-workflow-stream-tail-index", b"%d" % (turn.entries - 1 - run.first))
-        await self._stream(turn, run.after(turn.entries), (), 7, scope, receive, send, tail_index, exact=True)
+        tail_index = (b"x-workflow-stream-tail-index", b"%d" % (run.sent(turn) - 1))
+        after = run.first - 1
+        await self._stream(
+            turn, after, (), run.version, scope, receive, send, tail_index, skip=run.skip(turn)
+        )
 
     async def _start(self, request: ChatRequest) -> TurnHandle:
         hub = self.open_hub()
@@ -298,13 +319,15 @@ class Streams:
         receive: Receive,
         send: Send,
         *headers: tuple[bytes, bytes],
-        exact: bool = False,
+        skip: int | None = None,
         holds: bool = False,
     ) -> None:
         # Followed before anything is awaited: a turn whose follower has left may be cancelled at once.
         with turn.follow(after) as subscription:
+            # A client that counts is told of what; a replay is short, and has nothing to count.
+            run = () if before else (run_header(turn, after + 1, version),)
             transport = AsgiTransport(
-                scope, receive, send, [*_event_stream_headers(scope), *turn_headers(turn), *headers]
+                scope, receive, send, [*_event_stream_headers(scope), *turn_headers(turn), *run, *headers]
             )
             try:
                 async with open_connection(
@@ -318,10 +341,10 @@ class Streams:
                     await pump(
                         subscription,
                         connection,
-                        renderer(version),
+                        renderer(version, skip or 0),
                         limits=self._limits.viewer,
                         metrics=self._metrics,
-                        exact=exact,
+                        exact=skip is not None,
                     )
             except StoreUnavailableError as exc:
                 # Cut already, by leaving the block with an error: it is not known how the turn goes on.

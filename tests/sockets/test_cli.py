@@ -1,0 +1,57 @@
+"""What a person types wrong gets one sentence that says what to type instead."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from penstock.cli import main
+
+MODULE = """
+from penstock import Turn
+
+async def answer(turn: Turn) -> None: ...
+def plain(turn: Turn) -> None: ...
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["nowhere:answer"], "there is no module nowhere here"),
+        (["chat_of_test:none"], "the module chat_of_test has no none"),
+        (["chat_of_test:plain"], "must be `async def plain(turn)`"),
+        (["chat_of_test"], "MODULE:FUNCTION"),
+        (["chat_of_test:answer", "--upstream", "http://x", "--model", "m"], "not both"),
+        (["--upstream", "http://x"], "--upstream and --model go together"),
+        (["--upstream", "nonsense", "--model", "m"], "begins with http:// or https://"),
+        (["--journal", "redis://x"], "the journal must be memory: or sqlite:FILE"),
+        (["--journal", "sqlite:/nowhere/x.db"], "No such file or directory"),
+        (["--certfile", __file__], "--certfile and --keyfile go together"),
+        (["--sdk-version", "8"], "'8' is not one of"),
+        (["--port", "70000"], "70000 is not in the range"),
+    ],
+)
+def test_serve_says_what_is_wrong(
+    arguments: list[str], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "chat_of_test.py").write_text(MODULE)
+    result = CliRunner().invoke(main, ["serve", "--port", "0", *arguments])
+    assert result.exit_code != 0
+    assert sentence in result.output
+    assert "Traceback" not in result.output
+
+
+def test_serve_says_that_a_port_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        result = CliRunner().invoke(main, ["serve", "--port", str(port)])
+    assert result.exit_code == 1
+    assert f"can't listen on 127.0.0.1, port {port}: Address already in use" in result.output
