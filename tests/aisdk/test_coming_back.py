@@ -105,9 +105,7 @@ class Stage:
         hold = turn.body.get("hold")
         for index, chunk in enumerate([*chunks, None]):
             if index == hold:
-                # The same event by either name: some clients come back by the chat's id, some by the turn's.
-                self._back[turn.id] = self._back[turn.chat_id]
-                await self._back[turn.chat_id].wait()
+                await self._back[turn.id].wait()
             if chunk is not None:
                 await turn.write(decode_chunk(json.dumps(chunk).encode()))
 
@@ -118,7 +116,8 @@ class Stage:
         async def noticing(event: Json) -> None:
             await send(event)
             if event["type"] == "http.response.start" and path.endswith("/stream"):
-                self._back[path.split("/")[-2].partition("~")[0]].set()
+                turn_id = dict(event["headers"]).get(b"x-penstock-turn", b"")
+                self._back[turn_id.decode()].set()
 
         await self._app(scope, receive, noticing)
 

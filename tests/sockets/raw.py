@@ -206,5 +206,6 @@ async def write_for_ever(send: Send, message: Message, *, pause_s: float = 0) ->
 async def wait_for(condition: Callable[[], bool]) -> None:
     """Wait until a condition holds, for two seconds at most."""
     with trio.fail_after(2):
-        while not condition():  # noqa: ASYNC110: what is waited for is a number of the server's, or a list of the test's
+        # What is waited for is a number of the server's, or a list of the test's.
+        while not condition():
             await trio.sleep(0.002)

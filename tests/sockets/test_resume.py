@@ -440,3 +440,14 @@ async def test_two_who_post_stop_and_approve_at_once_make_one_turn_with_one_end(
             assert len({recording.raw for recording in posted}) == 1
             terminal = [chunk for chunk in posted[0].chunks if isinstance(chunk, Finish)]
             assert terminal == posted[0].chunks[-1:]
+
+
+async def test_a_client_that_counts_may_refuse_joined_deltas() -> None:
+    async def answer(turn: Turn) -> None:
+        async with turn.text() as text:
+            for number in range(5000):
+                await text.write(f"{number} ")
+
+    async with serving(answer) as (url, _):
+        exact = await record(url, "x", headers={"x-penstock-exact": "1"})
+    assert len([chunk for chunk in exact.chunks if isinstance(chunk, TextDelta)]) == 5000

@@ -167,10 +167,14 @@ async def test_envelopes_carry_the_kind() -> None:
 
 async def test_drain_says_why_and_when_to_come_back() -> None:
     viewer = Viewer()
-    async with trio.open_nursery() as nursery:
+
+    async def serve_a_while(nursery: trio.Nursery) -> None:
         async with open_server(chat_app(two_words), limits=ServerLimits(drain_s=2.0)) as url:
             nursery.start_soon(viewer.run, f"{url}/api/chat/c/watch")
             await viewer.until(lambda: bool(viewer.events))
+
+    async with trio.open_nursery() as nursery:
+        await serve_a_while(nursery)
         await viewer.until(lambda: viewer.ended)
     closing = viewer.of("closing")[0]
     assert (closing["reason"], closing["reconnect"]) == ("drain", True)

@@ -167,7 +167,7 @@ async def test_sender_in_another_task_learns_of_the_close(autojump_clock: trio.a
 
     transport.reading = trio.Event()
     async with trio.open_nursery() as nursery, open_connection(transport, limits=limits) as connection:
-        nursery.start_soon(feed, connection)
+        nursery.start_soon(feed, connection)  # noqa: ASYNC111
         await trio.testing.wait_all_tasks_blocked()
         transport.gone.set()
         await wait_to_be_cancelled()

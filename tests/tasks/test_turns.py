@@ -114,6 +114,7 @@ async def test_an_answer_error_is_shown(grouped: bool) -> None:
         if grouped:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(fail)
+                nursery.start_soon(trio.sleep_forever)
         await fail()
 
     chunks, state = await run_turn(answer)

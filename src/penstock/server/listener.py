@@ -111,7 +111,8 @@ async def serve(
         raise AppStartupError(lifespan.failure)
 
 
-async def serve_until_signalled(  # noqa: ASYNC114, ASYNC128: `serve` gets its task_status
+# `serve` gets the task_status.
+async def serve_until_signalled(  # noqa: ASYNC114, ASYNC128
     app: ASGIApp,
     *,
     host: str = "127.0.0.1",

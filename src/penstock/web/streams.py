@@ -185,11 +185,22 @@ class Streams:
         if scope["method"] != "POST":
             raise HttpError(405, "Send a chat message with POST.", (b"allow", b"POST"))
         version = sdk_version(scope, self._sdk_version)
+        exact = header(scope, b"x-penstock-exact") == "1"
         body = await read_json_body(scope, receive, self._limits.wire)
         request = read_chat_request(body, self._limits.wire)
         await authorized(self._authorize, scope, request.chat_id, "write")
         turn = await self._start(request)
-        await self._stream(turn, turn.first_entry - 1, (), version, scope, receive, send, holds=True)
+        await self._stream(
+            turn,
+            turn.first_entry - 1,
+            (),
+            version,
+            scope,
+            receive,
+            send,
+            skip=0 if exact else None,
+            holds=True,
+        )
 
     async def _resume(self, chat_id: str, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] != "GET":
