@@ -407,7 +407,7 @@ async def test_two_who_post_stop_and_approve_at_once_make_one_turn_with_one_end(
                 await call.output(True)
 
     async with serving(answer) as (url, client):
-        for race in range(40):
+        for race in range(200):
             chat = f"c{race}"
             body = {"messages": [msgspec.to_builtins(user_message("x"))]}
             posted: list[Recording] = []
