@@ -1,8 +1,8 @@
 // Drives the playground as a person would, in a real Chromium, and prints what the person sees as one JSON line.
-// usage: node page.mjs URL CHROMIUM [SCREENSHOT.png]
+// usage: node page.mjs URL CHROMIUM
 import { chromium } from "playwright-core";
 
-const [url, executablePath, screenshot] = process.argv.slice(2);
+const [url, executablePath] = process.argv.slice(2);
 const browser = await chromium.launch({
   executablePath,
   args: [
@@ -34,14 +34,6 @@ try {
   await type("<img src=x onerror=alert(1)>");
   for (const command of ["/reason", "/tool", "/steps", "/sources", "/file", "/data", "/error"]) await press(command);
   const events = await page.locator("#events div").allInnerTexts();
-  if (screenshot) {
-    await page.reload();
-    answers.length = 0;
-    await type("Hello! I feel a bit lost with all this streaming.");
-    await press("/tool");
-    await page.waitForTimeout(100);
-    await page.screenshot({ path: screenshot });
-  }
   console.log(JSON.stringify({ answers, events, problems }));
 } finally {
   await browser.close();
