@@ -1,15 +1,9 @@
 // Drives the playground as a person would, in a real Chromium, and prints what the person sees as one JSON line.
 // usage: node page.mjs URL CHROMIUM
-import { chromium } from "playwright-core";
+import { launch } from "./chromium.mjs";
 
 const [url, executablePath] = process.argv.slice(2);
-const browser = await chromium.launch({
-  executablePath,
-  args: [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-  ],
-});
+const browser = await launch(executablePath);
 try {
   const page = await browser.newPage({ viewport: { width: 1200, height: 760 } });
   page.setDefaultTimeout(15_000);

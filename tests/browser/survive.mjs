@@ -1,15 +1,9 @@
 // What a person does who doesn't trust the network, in a real Chromium; prints what was seen as one JSON line.
 // usage: node survive.mjs URL CHROMIUM
-import { chromium } from "playwright-core";
+import { launch } from "./chromium.mjs";
 
 const [url, executablePath] = process.argv.slice(2);
-const browser = await chromium.launch({
-  executablePath,
-  args: [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-  ],
-});
+const browser = await launch(executablePath);
 try {
   const page = await browser.newPage();
   page.setDefaultTimeout(15_000);

@@ -1,15 +1,9 @@
 // Watches a chat with the browser's own EventSource while whoever runs this cuts its connection.
 // usage: node watch.mjs URL CHROMIUM
-import { chromium } from "playwright-core";
+import { launch } from "./chromium.mjs";
 
 const [url, executablePath] = process.argv.slice(2);
-const browser = await chromium.launch({
-  executablePath,
-  args: [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-  ],
-});
+const browser = await launch(executablePath);
 try {
   const context = await browser.newContext();
   const page = await context.newPage();

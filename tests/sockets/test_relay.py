@@ -7,7 +7,6 @@ do what no well-behaved server does.
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import socket
@@ -24,6 +23,7 @@ import msgspec
 import pytest
 import trio
 
+from parts import require
 from penstock import TurnState, open_hub
 from penstock.errors import (
     UpstreamError,
@@ -85,11 +85,9 @@ async def run_turn(producer: Producer, *messages: UIMessage) -> Ended:
 def mock_url() -> Iterator[str]:
     """Run the published mock and return its API's base URL."""
     node = shutil.which("node")
-    if node is None or not MOCK.exists():
-        why = "node or the npm package @copilotkit/aimock is not installed (make parts)"
-        if "CI" in os.environ:
-            pytest.fail(why)
-        pytest.skip(why)
+    require("Node", "apt-get install nodejs npm", node is not None)
+    require("the npm package @copilotkit/aimock", "npm ci in tests/upstream", MOCK.exists())
+    assert node is not None
     command = [node, str(MOCK), "--port", "0", "--chunk-size", "3", "--fixtures", "answers.json"]
     with subprocess.Popen(command, cwd=TESTS / "upstream", stdout=subprocess.PIPE, text=True) as process:
         try:

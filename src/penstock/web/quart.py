@@ -137,12 +137,9 @@ class Penstock:
     async def _stop(self, chat_id: str) -> Response:
         async def answer() -> Response:
             who = await self._check(chat_id, "stop")
-            data = await request.get_data(False, False, False)
-            why = ""
-            if data:
-                body = decode_json(data, limits=self._limits.wire, max_bytes=self._limits.wire.chunk_bytes)
-                if isinstance(body, dict) and isinstance(body.get("reason"), str):
-                    why = body["reason"][: self._limits.wire.reason_chars]
+            body = await self._body() if await request.get_data(True, False, False) else {}
+            why = body.get("reason")
+            why = why[: self._limits.wire.reason_chars] if isinstance(why, str) else ""
             state = await self._streams.open_hub().stop(chat_id, f"{who}: {why}" if why else who)
             if state is None:
                 raise HttpError(404, NO_CHAT)
@@ -153,14 +150,8 @@ class Penstock:
     async def _approve(self, chat_id: str, approval_id: str) -> Response:
         async def answer() -> Response:
             who = await self._check(chat_id, "approve")
-            body = decode_json(
-                await request.get_data(False, False, False),
-                limits=self._limits.wire,
-                max_bytes=self._limits.wire.chunk_bytes,
-            )
-            approved, why = (
-                (body.get("approved"), body.get("reason", "")) if isinstance(body, dict) else (None, "")
-            )
+            body = await self._body()
+            approved, why = body.get("approved"), body.get("reason", "")
             if not isinstance(approved, bool) or not isinstance(why, str):
                 raise HttpError(
                     400, 'Say {"approved": true} or {"approved": false}, with a "reason" if you like.'
@@ -176,6 +167,14 @@ class Penstock:
             return _json({"decision": verdict.decision.value})
 
         return await _in_sentences(answer)
+
+    async def _body(self) -> dict[str, Any]:
+        """Decode the request's body; what is JSON and no object counts as an empty one."""
+        wire = self._limits.wire
+        body = decode_json(
+            await request.get_data(True, False, False), limits=wire, max_bytes=wire.chunk_bytes
+        )
+        return body if isinstance(body, dict) else {}
 
     async def _check(self, chat_id: str, action: Action) -> str:
         check_chat_id(chat_id)
