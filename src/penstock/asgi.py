@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Message: TypeAlias = MutableMapping[str, Any]
@@ -12,3 +12,26 @@ Send: TypeAlias = Callable[[Message], Awaitable[None]]
 
 ASGIApp: TypeAlias = Callable[[Any, Any, Any], Awaitable[None]]
 """An application: `await app(scope, receive, send)`. Frameworks type the three each in their own way."""
+
+
+class DirectStream(Protocol):
+    """The extension `penstock.stream` of our own server: past `send`, to the client of one response.
+
+    It is there on HTTP/1. What it does is said where it is made, in `penstock/server/direct.py`.
+    """
+
+    @property
+    def direct(self) -> bool:
+        """Whether `write` may be used, now that the response's head was sent."""
+
+    def write(self, data: bytes) -> bool:
+        """Write a piece of the body without waiting; False, and nothing is taken, while earlier ones wait."""
+
+    async def wait_writable(self) -> None:
+        """Wait until `write` takes something again."""
+
+    def abort(self) -> None:
+        """Reset the client's socket at once, unless it has the whole response."""
+
+    def on_gone(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called once when the client leaves or has the whole response."""

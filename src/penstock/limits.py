@@ -131,6 +131,9 @@ class HubLimits(msgspec.Struct, frozen=True, kw_only=True):
     """Asking the store to begin a turn. It is not cancelled halfway, so it must end by itself."""
     flush_s: float = 0.02
     """From one flush to the next, unless somebody waits for it: what a `kill -9` can lose beside the commit under way."""
+    coalesce_s: float = 0.0
+    """How long the first of some chunks waits for more, so that followers get them in one write. 0: what one pass of
+    the scheduler brings. 0.02 halves the writes of a fast model, and nobody reads so fast."""
     flush_retry_s: float = 0.5
     """From a failed flush to the next try. Producers wait meanwhile, once they are `store_lag_*` ahead."""
     replay_finished_s: float = 300.0

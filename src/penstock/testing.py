@@ -115,9 +115,14 @@ async def record(
 
 
 class MemoryTransport:
-    """A transport without a network: keeps what is written, and does what a test tells it to."""
+    """A transport without a network: keeps what is written, and does what a test tells it to.
 
-    def __init__(self) -> None:
+    Args:
+        direct: whether it can be written to without waiting, as HTTP/1.1 on our own server can.
+    """
+
+    def __init__(self, *, direct: bool = False) -> None:
+        self.direct = direct
         self.writes: list[bytes] = []
         self.finished = False
         self.aborted = False
@@ -144,6 +149,15 @@ class MemoryTransport:
             raise BrokenPipeError
         self.writes.append(data)
 
+    def write_nowait(self, data: bytes) -> bool:
+        """See `Transport.write_nowait`."""
+        if self.aborted:
+            raise BrokenPipeError
+        if not self.direct or not self.reading.is_set():
+            return False
+        self.writes.append(data)
+        return True
+
     async def finish(self) -> None:
         """See `Transport.finish`."""
         await trio.lowlevel.checkpoint()
@@ -153,9 +167,10 @@ class MemoryTransport:
         """See `Transport.abort`."""
         self.aborted = True
 
-    async def wait_disconnected(self) -> None:
-        """See `Transport.wait_disconnected`."""
+    async def watch(self, gone: Callable[[], None]) -> None:
+        """See `Transport.watch`."""
         await self.gone.wait()
+        gone()
 
 
 class CancelAtStep(trio.abc.Instrument):

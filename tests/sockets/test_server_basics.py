@@ -154,7 +154,7 @@ async def test_scopes_have_the_extensions() -> None:
         for scope in scopes:
             assert scope["extensions"]["penstock.server"]["drain_s"] == 0.25
             assert not scope["extensions"]["penstock.server"]["draining"].is_set()
-        assert callable(request["extensions"]["penstock.stream"]["abort"])
+        assert callable(request["extensions"]["penstock.stream"].abort)
         assert "penstock.stream" not in lifespan["extensions"]
         assert request["state"]["shared"] is lifespan["state"]["shared"]
         assert request["client"][0] == "127.0.0.1"
@@ -283,7 +283,7 @@ async def test_an_app_may_go_on_after_its_answer() -> None:
         if scope["path"] == "/first":
             await respond(send)
             await release.wait()
-            scope["extensions"]["penstock.stream"]["abort"]()
+            scope["extensions"]["penstock.stream"].abort()
             aborts.append(scope["path"])
         else:
             await start_stream(send)

@@ -121,7 +121,7 @@ async def test_abort_resets_at_once_and_frees_a_stuck_send() -> None:
 
     async def write(scope: Scope, receive: Receive, send: Send) -> None:
         await start_stream(send)
-        abort = scope["extensions"]["penstock.stream"]["abort"]
+        abort = scope["extensions"]["penstock.stream"].abort
         async with trio.open_nursery() as nursery:
 
             async def stuck() -> None:

@@ -4,8 +4,12 @@
         ├── the block under `async with`: the producer. It sends frames into a memory channel of explicit capacity.
         ├── writer      takes everything that waits in the channel and makes ONE transport write of it.
         ├── keepalive   a timer: asks for a comment when nothing was written for `keepalive_s`, and gives up on a
-        │               client that takes nothing of one write for `write_stall_s`.
-        └── watcher     sleeps until the client has gone.
+        │               client that takes nothing of one write for `write_stall_s`. One task may do it for many.
+        └── watcher     sleeps until the client has gone, where the transport does not call by itself.
+
+**The fast lane.** On a transport that is direct, a frame is written where it was sent, with no task switch, as long as
+nothing waits before it and the socket is ready. The writer is then at rest: it is started when something has to wait, and
+ends when nothing does. What is written, and in which order, is the same.
 
 The first cause to close wins and stays: `CloseReason`. It cancels the nursery, and with it the producer, so whoever
 feeds a connection needs no code for disconnects. Leaving the block normally drains the channel, writes the stream's
@@ -17,7 +21,8 @@ hold them.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable
+import math
+from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import asynccontextmanager
 
 import msgspec
@@ -25,6 +30,7 @@ import trio
 
 from penstock.closing import CloseReason
 from penstock.connections.callbacks import Callback, OnClose, Registration
+from penstock.connections.keepalive import Keepalive
 from penstock.connections.transport import Transport
 from penstock.errors import ConnectionClosedError, ConnectionFullError
 from penstock.limits import ConnectionLimits
@@ -35,6 +41,8 @@ from penstock.wire.sse import DONE, chunk_frame, comment
 
 OPENING = comment("stream-start")
 KEEPALIVE = comment("keepalive")
+_FRAMES_PER_CHECKPOINT = 32
+"""Frames sent in a row without a scheduler pass: a client that takes everything at once must not hold the others."""
 
 
 class ConnectionStatistics(msgspec.Struct, frozen=True):
@@ -51,20 +59,54 @@ class ConnectionStatistics(msgspec.Struct, frozen=True):
 class Connection:
     """A client's stream. Made by `open_connection`."""
 
+    __slots__ = (
+        "_bytes",
+        "_callbacks",
+        "_closed",
+        "_drained",
+        "_ending",
+        "_ending_reason",
+        "_fast",
+        "_frames",
+        "_frames_receive",
+        "_frames_send",
+        "_keepalives",
+        "_last_write",
+        "_limits",
+        "_metrics",
+        "_nursery",
+        "_opening",
+        "_room",
+        "_transport",
+        "_waiting_bytes",
+        "_write_began",
+        "_writes",
+        "close_reason",
+    )
+
     def __init__(
-        self, transport: Transport, limits: ConnectionLimits, metrics: Metrics, opening: bytes, ending: bytes
+        self,
+        transport: Transport,
+        limits: ConnectionLimits,
+        metrics: Metrics,
+        opening: bytes,
+        ending: bytes,
+        nursery: trio.Nursery,
     ) -> None:
         self._transport = transport
+        self._nursery = nursery
         self._opening, self._ending = opening, ending
         self._limits = limits
         self._metrics = metrics
         self._callbacks = OnClose(limits.callback_s, metrics)
         self._frames_send, self._frames_receive = trio.open_memory_channel[bytes](limits.frames)
         self._room = trio.lowlevel.ParkingLot()
-        self._scope = trio.CancelScope()
-        self._closed = trio.Event()
+        self._closed = trio.lowlevel.ParkingLot()
+        self._fast = False
+        """Whether the writer is at rest: nothing waits, and a frame may be written at once."""
         self._drained = False
-        self._ending_reason = CloseReason.finished
+        self._ending_reason: CloseReason | None = None
+        """Why the connection is to close once what waits is written."""
         self._write_began: float | None = None
         self._last_write = trio.current_time()
         self._waiting_bytes = 0
@@ -91,7 +133,10 @@ class Connection:
 
     async def send_frame(self, frame: bytes) -> None:
         """Like `send`, for bytes that are framed already: one event or many."""
-        await trio.lowlevel.checkpoint_if_cancelled()
+        if self._frames % _FRAMES_PER_CHECKPOINT:
+            await trio.lowlevel.checkpoint_if_cancelled()
+        else:
+            await trio.lowlevel.checkpoint()
         while True:
             try:
                 return self.send_frame_nowait(frame)
@@ -100,19 +145,47 @@ class Connection:
 
     def send_frame_nowait(self, frame: bytes) -> None:
         """Like `send_frame`, but raises `ConnectionFullError` where that would wait."""
-        if self.close_reason is not None:
-            raise ConnectionClosedError(self.close_reason)
-        # A frame larger than the whole allowance passes alone.
-        if self._waiting_bytes and self._waiting_bytes + len(frame) > self._limits.queue_bytes:
-            raise ConnectionFullError("the client is behind")
+        if self.offer(frame) or self._queue(frame):
+            return
+        if (reason := self.close_reason or self._ending_reason) is not None:
+            raise ConnectionClosedError(reason)
+        raise ConnectionFullError("the client is behind")
+
+    def offer(self, frame: bytes) -> bool:
+        """Take a frame if that keeps nothing waiting: on the fast lane write it at once, and else queue it.
+
+        Returns:
+            Whether it was taken. A client that does not keep up refuses, and so does a closed connection.
+        """
+        if not self._fast:
+            # On a direct transport something waits already, and the frame had better wait where it comes from.
+            return not self._transport.direct and self._queue(frame)
+        try:
+            if not self._transport.write_nowait(frame):
+                return False
+        except OSError:
+            self.close(CloseReason.client_gone)
+            return False
+        self._last_write = trio.current_time()
+        self._frames += 1
+        self._writes += 1
+        self._bytes += len(frame)
+        return True
+
+    def _queue(self, frame: bytes) -> bool:
+        """Put a frame into the channel if there is room. One that is larger than the whole allowance passes alone."""
+        if self.close_reason is not None or (
+            self._waiting_bytes and self._waiting_bytes + len(frame) > self._limits.queue_bytes
+        ):
+            return False
         try:
             self._frames_send.send_nowait(frame)
-        except trio.WouldBlock:
-            raise ConnectionFullError("the client is behind") from None
-        except trio.ClosedResourceError:
-            raise ConnectionClosedError(CloseReason.finished) from None
+        except (trio.WouldBlock, trio.ClosedResourceError):
+            return False
         self._waiting_bytes += len(frame)
         self._frames += 1
+        self._wake_writer()
+        return True
 
     def on_close(self, callback: Callback) -> Registration:
         """Have `callback(reason)` run once when the connection closes; the result can unregister it.
@@ -129,19 +202,22 @@ class Connection:
         """
         self._ending_reason = reason
         self._frames_send.close()
+        self._wake_writer()
         with trio.move_on_after(self._limits.drain_s):
-            await self._closed.wait()
+            while self.close_reason is None:
+                await self._closed.park()
         self.close(CloseReason.write_stalled)
 
     def close(self, reason: CloseReason) -> None:
         """Cut the stream and cancel the producer, unless the connection is closed: the first reason stays."""
         if self.close_reason is None:
+            self.close_reason = reason
+            self._fast = False
             if not self._drained:
                 self._transport.abort()
             if reason is not CloseReason.finished:
-                self._scope.cancel(f"the connection closed: {reason.value}")
-            self.close_reason = reason
-            self._closed.set()
+                self._nursery.cancel_scope.cancel(f"the connection closed: {reason.value}")
+            self._closed.unpark_all()
             self._room.unpark_all()
             self._metrics.count("connections_closed", reason=reason.value)
 
@@ -156,29 +232,45 @@ class Connection:
             waiting_bytes=self._waiting_bytes,
         )
 
-    async def _write(self) -> None:
-        """The writer task: nothing else touches the sending side of the transport."""
+    def _wake_writer(self) -> None:
+        if self._fast:
+            self._fast = False
+            self._nursery.start_soon(self._write)
+
+    async def _begin(self) -> None:
+        """The writer task, from the stream's beginning."""
         try:
             await self._timed(self._transport.start())
             await self._write_once(self._opening)
-            with self._frames_receive as frames:
-                async for frame in frames:
-                    waiting = [frame]
+        except OSError:
+            self.close(CloseReason.client_gone)
+        else:
+            await self._write()
+
+    async def _write(self) -> None:
+        """The writer task: nothing else touches the sending side of the transport meanwhile."""
+        frames = self._frames_receive
+        try:
+            try:
+                while True:
                     try:
-                        while True:
-                            waiting.append(frames.receive_nowait())
-                    except (trio.WouldBlock, trio.EndOfChannel):
-                        pass
-                    data = b"".join(waiting)
+                        waiting = [frames.receive_nowait()]
+                    except trio.WouldBlock:
+                        if self._transport.direct:
+                            self._fast = True
+                            return
+                        waiting = [await frames.receive()]
+                    data = b"".join([*waiting, *_all_of(frames)])
                     await self._write_once(data)
                     self._waiting_bytes -= len(data)
                     self._room.unpark_all()
-            await self._write_once(self._ending)
-            self._drained = True
-            await self._timed(self._transport.finish())
+            except trio.EndOfChannel:
+                await self._write_once(self._ending)
+                self._drained = True
+                await self._timed(self._transport.finish())
         except OSError:
             self.close(CloseReason.client_gone)
-        self.close(self._ending_reason)
+        self.close(self._ending_reason or CloseReason.finished)
 
     async def _write_once(self, data: bytes) -> None:
         if not data:
@@ -193,32 +285,39 @@ class Connection:
         self._write_began = None
         self._last_write = trio.current_time()
 
-    async def _keep_alive(self) -> None:
-        """The keepalive task: one timer for the quiet stream and for the stalled one."""
+    def look(self, now: float) -> float:
+        """The keepalive timer's look: one for the quiet stream and for the stalled one."""
         keepalive_s, stall_s = self._limits.keepalive_s, self._limits.write_stall_s
-        while True:
-            now = trio.current_time()
-            if self._write_began is not None:
-                due = self._write_began + stall_s
-                if due <= now:
-                    return self.close(CloseReason.write_stalled)
-            else:
-                due = self._last_write + keepalive_s
-                if due <= now:
-                    try:
-                        self.send_frame_nowait(KEEPALIVE)
-                        self._keepalives += 1
-                    except (ConnectionFullError, ConnectionClosedError):
-                        pass  # then something is about to be written, or nothing ever again
-                    due = now + keepalive_s
-            # A write that begins or ends while this task sleeps is seen before what it makes due.
-            await trio.sleep_until(min(due, now + stall_s, now + keepalive_s))
+        if self._write_began is not None:
+            due = self._write_began + stall_s
+            if due <= now:
+                self.close(CloseReason.write_stalled)
+                return math.inf
+        else:
+            due = self._last_write + keepalive_s
+            if due <= now:
+                try:
+                    self.send_frame_nowait(KEEPALIVE)
+                    self._keepalives += 1
+                except (ConnectionFullError, ConnectionClosedError):
+                    pass  # then something is about to be written, or nothing ever again
+                due = now + keepalive_s
+        # A write that begins or ends until then is seen before what it makes due.
+        return min(due, now + stall_s, now + keepalive_s)
 
-    async def _watch(self) -> None:
-        """The watcher task. That a client leaves after the whole stream was written is not news."""
-        await self._transport.wait_disconnected()
+    def _client_gone(self) -> None:
+        # That a client leaves after the whole stream was written is not news.
         if not self._drained:
             self.close(CloseReason.client_gone)
+
+
+def _all_of(frames: trio.MemoryReceiveChannel[bytes]) -> Iterator[bytes]:
+    """Yield what waits."""
+    try:
+        while True:
+            yield frames.receive_nowait()
+    except (trio.WouldBlock, trio.EndOfChannel):
+        pass
 
 
 @asynccontextmanager
@@ -229,6 +328,7 @@ async def open_connection(
     metrics: Metrics = NopMetrics(),
     opening: bytes = OPENING,
     ending: bytes = DONE,
+    keepalive: Keepalive | None = None,
 ) -> AsyncIterator[Connection]:
     """Stream to one client; the block is the producer.
 
@@ -238,6 +338,7 @@ async def open_connection(
         metrics: where to count.
         opening: what is written at once, before the block has anything to say.
         ending: what is written last, when the block ends normally.
+        keepalive: a running timer for many connections; None for one of its own.
 
     The block is cancelled when the connection closes other than by `aclose`. That cancellation ends at this context
     manager, and `close_reason` tells what happened.
@@ -245,15 +346,17 @@ async def open_connection(
     Raises:
         Exception: what the block raised, after the stream was cut.
     """
-    connection = Connection(transport, limits, metrics, opening, ending)
     failure: Exception | None = None
     metrics.gauge("connections_open", 1)
     try:
         async with trio.open_nursery() as nursery:
-            connection._scope = nursery.cancel_scope
-            nursery.start_soon(connection._write)
-            nursery.start_soon(connection._keep_alive)
-            nursery.start_soon(connection._watch)
+            connection = Connection(transport, limits, metrics, opening, ending, nursery)
+            nursery.start_soon(connection._begin)
+            nursery.start_soon(transport.watch, connection._client_gone)
+            if keepalive is None:
+                keepalive = Keepalive()
+                nursery.start_soon(keepalive.run)
+            keepalive.add(connection, connection.look(trio.current_time()))
             try:
                 yield connection
                 await connection.aclose()
@@ -261,6 +364,7 @@ async def open_connection(
                 failure = exc
                 connection.close(CloseReason.failed)
             finally:
+                keepalive.discard(connection)
                 connection.close(CloseReason.cancelled)
                 nursery.cancel_scope.cancel("the connection is closed")
                 with trio.move_on_after(connection._callbacks.longest_s, shield=True):

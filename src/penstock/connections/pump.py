@@ -9,7 +9,6 @@ Nothing else is ever left out.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
 
 import trio
 from msgspec import UNSET
@@ -18,14 +17,12 @@ from msgspec.structs import replace
 from penstock.closing import CloseReason
 from penstock.connections.connection import Connection
 from penstock.journal.entry import Entry
+from penstock.journal.fan_out import Render
 from penstock.journal.subscription import Subscription
 from penstock.limits import ViewerLimits, WireLimits
 from penstock.metrics import Metrics
 from penstock.wire.chunks import LANE_CHUNK, AnyChunk, Rank, ReasoningDelta, TextDelta, ToolInputDelta
 from penstock.wire.codec import encode
-
-Render: TypeAlias = Callable[[Sequence[Entry]], bytes]
-"""Turns entries into what the client is sent; empty if none of them is for it."""
 
 
 async def pump(
@@ -78,6 +75,7 @@ async def pump(
         data = render(batch)
         if data:
             await connection.send_frame(data)
+        await subscription.ride(render, connection.offer)
 
 
 def merge(entries: Sequence[Entry]) -> tuple[list[Entry], int]:

@@ -1,8 +1,11 @@
 """How a connection reaches its client.
 
 A transport knows nothing of chunks or turns: it starts, writes bytes, finishes politely or aborts, and says when the
-client has gone. Each method has one caller at a time: `start`, `write` and `finish` the connection's writer,
-`wait_disconnected` its watcher. `abort` may come from anywhere, also in the middle of a write.
+client has gone. `start`, `write` and `finish` have one caller at a time, the connection's writer. `abort` may come from
+anywhere, also in the middle of a write.
+
+Where a transport is `direct`, bytes can also be written without waiting, and so without a task of their own: that is the
+fast lane of a connection.
 """
 
 from __future__ import annotations
@@ -10,11 +13,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
-from penstock.asgi import Receive, Scope, Send
+from penstock.asgi import DirectStream, Receive, Scope, Send
 
 
 class Transport(Protocol):
     """One client's end."""
+
+    @property
+    def direct(self) -> bool:
+        """Whether `write_nowait` can write, once `start` has returned."""
 
     async def start(self) -> None:
         """Send what precedes the stream: the response's head."""
@@ -28,39 +35,63 @@ class Transport(Protocol):
             OSError: if the client has gone.
         """
 
+    def write_nowait(self, data: bytes) -> bool:
+        """Write bytes if that needs no wait, for a `direct` transport; else return False and have written nothing.
+
+        Raises:
+            OSError: if the client has gone.
+        """
+
     async def finish(self) -> None:
         """End the stream as one that is complete."""
 
     def abort(self) -> None:
         """Cut the stream at once, as one that is not complete; a `write` that is stuck returns or raises."""
 
-    async def wait_disconnected(self) -> None:
-        """Sleep until the client has gone."""
+    async def watch(self, gone: Callable[[], None]) -> None:
+        """Have `gone` called once when the client has gone.
+
+        Returns at once where the transport can call by itself, and else sleeps until then.
+        """
 
 
 class AsgiTransport:
     """An HTTP response of any ASGI server on Trio.
 
-    `abort` is prompt only where the server offers `penstock.stream`. Elsewhere a stream is cut by returning from the
-    app with the response unfinished, and a write that the server shields ends when the server ends it.
+    Where the server offers `penstock.stream`, `abort` is prompt, and the stream may be direct. Elsewhere a stream is cut
+    by returning from the app with the response unfinished, and a write that the server shields ends when the server ends it.
     """
+
+    __slots__ = ("_headers", "_receive", "_send", "_stream", "direct")
 
     def __init__(
         self, scope: Scope, receive: Receive, send: Send, headers: Iterable[tuple[bytes, bytes]]
     ) -> None:
         self._receive = receive
         self._send = send
-        self._headers = list(headers)
-        stream = scope.get("extensions", {}).get("penstock.stream")
-        self._abort: Callable[[], None] | None = None if stream is None else stream["abort"]
+        self._headers: list[tuple[bytes, bytes]] | None = list(headers)
+        self._stream: DirectStream | None = scope.get("extensions", {}).get("penstock.stream")
+        self.direct = False
 
     async def start(self) -> None:
         """See `Transport.start`."""
         await self._send({"type": "http.response.start", "status": 200, "headers": self._headers})
+        self._headers = None
+        self.direct = self._stream is not None and self._stream.direct
 
     async def write(self, data: bytes) -> None:
         """See `Transport.write`."""
-        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+        if self._stream is None or not self.direct:
+            await self._send({"type": "http.response.body", "body": data, "more_body": True})
+            return
+        while not self._stream.write(data):
+            await self._stream.wait_writable()
+        # Until the socket has it all: what waits meanwhile is better kept in one place.
+        await self._stream.wait_writable()
+
+    def write_nowait(self, data: bytes) -> bool:
+        """See `Transport.write_nowait`."""
+        return self.direct and self._stream is not None and self._stream.write(data)
 
     async def finish(self) -> None:
         """See `Transport.finish`."""
@@ -68,11 +99,15 @@ class AsgiTransport:
 
     def abort(self) -> None:
         """See `Transport.abort`."""
-        if self._abort is not None:
-            self._abort()
+        if self._stream is not None:
+            self._stream.abort()
 
-    async def wait_disconnected(self) -> None:
-        """See `Transport.wait_disconnected`."""
+    async def watch(self, gone: Callable[[], None]) -> None:
+        """See `Transport.watch`."""
+        if self._stream is not None:
+            self._stream.on_gone(gone)
+            return
         # One task holds `receive` for the whole response: some servers lose the message when it is polled.
         while (await self._receive())["type"] != "http.disconnect":
             pass
+        gone()

@@ -3,8 +3,8 @@
 The owner's tail is written by the turn's runner, chunk by chunk; the tail of a turn that ended earlier is filled from
 the store and sealed at once. Followers can't tell the difference: replay and live are one read path.
 
-`append` and `seal` are plain functions. A follower is woken through the parking lot, and reads on its own turn of the
-scheduler all that was appended by then: that is where batches come from.
+`append` and `seal` are plain functions. A follower that keeps up is served by `fan_out.py`; the others are woken through
+the parking lot, and read on their own turn of the scheduler all that was appended by then: that is where batches come from.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import trio
 from penstock.errors import StoreUnavailableError, TurnSealedError
 from penstock.journal.compaction import Compaction
 from penstock.journal.entry import Entry
+from penstock.journal.fan_out import FanOut
 from penstock.journal.position import Position
 from penstock.journal.store import TurnRecord, TurnState
 from penstock.journal.subscription import Subscription
@@ -24,10 +25,20 @@ from penstock.wire.versions import spoken_from
 
 
 class LiveTail:
-    """A turn's entries here. Offsets are list indexes."""
+    """A turn's entries here. Offsets are list indexes.
 
-    def __init__(self, record: TurnRecord) -> None:
+    Args:
+        record: the turn.
+        fan_out: who serves the followers that keep up; without one, each serves itself.
+    """
+
+    def __init__(self, record: TurnRecord, fan_out: FanOut | None = None) -> None:
         self.record = record
+        self.fan_out = fan_out
+        self.riders: dict[Subscription, None] = {}
+        """The followers that have everything and are served by the fan-out."""
+        self.marked = False
+        """Whether the fan-out knows that there is something new."""
         self.entries: list[Entry] = []
         self.bytes = 0
         self.stored = 0
@@ -69,6 +80,29 @@ class LiveTail:
             raise TurnSealedError("the turn has ended")
         self.entries.append(Entry(len(self.entries), chunk, json, self._id_prefix, spoken_from(chunk)))
         self.bytes += len(json)
+        self._tell()
+
+    def extend(self, chunks: Sequence[AnyChunk], jsons: Sequence[bytes]) -> None:
+        """Add chunks that are deltas, as `append` does; they are spoken by all clients.
+
+        Raises:
+            TurnSealedError: if the turn has ended.
+        """
+        if self.ended:
+            raise TurnSealedError("the turn has ended")
+        prefix = self._id_prefix
+        offsets = range(len(self.entries), len(self.entries) + len(jsons))
+        self.entries += [
+            Entry(offset, chunk, json, prefix)
+            for offset, chunk, json in zip(offsets, chunks, jsons, strict=True)
+        ]
+        self.bytes += sum(map(len, jsons))
+        self._tell()
+
+    def _tell(self) -> None:
+        if self.riders and not self.marked and self.fan_out is not None:
+            self.marked = True
+            self.fan_out.mark(self)
         if self._news:
             self._news.unpark_all()
 
@@ -84,14 +118,17 @@ class LiveTail:
             self.append(chunk, json)
         self.state = state
         self.ended_at = at
-        self.ended = True
-        self._news.unpark_all()
-        self._stored_news.unpark_all()
+        self._end()
 
     def break_off(self, why: str) -> None:
         """End the tail without an outcome: the store can't say how the turn ended. Followers are cut."""
         self._broken = why
+        self._end()
+
+    def _end(self) -> None:
         self.ended = True
+        for rider in list(self.riders):
+            rider.wake()
         self._news.unpark_all()
         self._stored_news.unpark_all()
 

@@ -2,10 +2,13 @@
 
 A subscription holds no entries of its own, so a viewer that is behind costs nothing but its place; the entries are the
 tail's, shared by all. Nothing here can make the producer wait.
+
+Who is behind reads batches; who has everything may `ride`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -15,6 +18,7 @@ from penstock.journal.store import TurnState
 
 if TYPE_CHECKING:
     from penstock.journal.entry import Entry
+    from penstock.journal.fan_out import Render
     from penstock.journal.live import LiveTail
 
 
@@ -24,10 +28,19 @@ class Subscription:
     `async for batch in subscription` ends after the turn's last entry.
     """
 
+    __slots__ = ("_open", "_tail", "_taken_bytes", "_task", "next_offset", "offer", "render")
+
+    render: Render
+    """How it is sent entries while it rides."""
+    offer: Callable[[bytes], bool]
+    """Takes them at once, or refuses."""
+
     def __init__(self, tail: LiveTail, after: int) -> None:
         self._tail = tail
-        self._next = after + 1
-        self._taken_bytes = sum(len(entry.json) for entry in tail.entries[: self._next])
+        self._task: trio.lowlevel.Task | None = None
+        self.next_offset = after + 1
+        """The first entry that was not taken."""
+        self._taken_bytes = sum(len(entry.json) for entry in tail.entries[: self.next_offset])
         self._open = False
 
     def __enter__(self) -> Self:
@@ -46,12 +59,12 @@ class Subscription:
             self._tail.followers_changed()
 
     def __repr__(self) -> str:
-        return f"<Subscription next={self._next} of {self._tail!r}>"
+        return f"<Subscription next={self.next_offset} of {self._tail!r}>"
 
     @property
     def lag(self) -> int:
         """Entries of the tail that were not taken yet."""
-        return len(self._tail.entries) - self._next
+        return len(self._tail.entries) - self.next_offset
 
     @property
     def lag_bytes(self) -> int:
@@ -60,8 +73,8 @@ class Subscription:
 
     def next_batch_nowait(self, max_entries: int) -> list[Entry]:
         """Return what is there, possibly nothing, and move past it."""
-        batch = self._tail.entries[self._next : self._next + max_entries]
-        self._next += len(batch)
+        batch = self._tail.entries[self.next_offset : self.next_offset + max_entries]
+        self.next_offset += len(batch)
         self._taken_bytes += sum(len(entry.json) for entry in batch)
         return batch
 
@@ -77,10 +90,46 @@ class Subscription:
         if not self._open:
             raise trio.ClosedResourceError("the subscription is closed")
         tail = self._tail
-        if self._next < len(tail.entries):
+        if self.next_offset < len(tail.entries):
             await trio.lowlevel.checkpoint()
-        while self._next >= len(tail.entries):
+        while self.next_offset >= len(tail.entries):
             if tail.state is not TurnState.running:
                 raise trio.EndOfChannel
             await tail.wait_news()
         return self.next_batch_nowait(max_entries)
+
+    async def ride(self, render: Render, offer: Callable[[bytes], bool]) -> None:
+        """Sleep while the tail's fan-out hands on what comes; return when that has an end.
+
+        It ends when `offer` refuses, and with the turn; what was not taken is the next batch. A follower that is behind,
+        or of a tail without a fan-out, can't ride: for it this returns at once, without a checkpoint.
+
+        Args:
+            render: turns entries into bytes; it may be called with several at once.
+            offer: takes the bytes at once and whole, or refuses. It must not raise.
+
+        Cancelled, it has moved past what was taken, and no further.
+        """
+        tail = self._tail
+        if self.lag or tail.ended or tail.fan_out is None:
+            return
+        self.render, self.offer = render, offer
+        self._task = trio.lowlevel.current_task()
+        tail.riders[self] = None
+
+        def abort(_: object) -> trio.lowlevel.Abort:
+            del tail.riders[self]
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        await trio.lowlevel.wait_task_rescheduled(abort)
+
+    def move_to(self, offset: int) -> None:
+        """Note that everything before `offset` was taken. For the fan-out."""
+        self.next_offset = offset
+        self._taken_bytes = self._tail.bytes
+
+    def wake(self) -> None:
+        """End the ride. For the fan-out and the tail."""
+        del self._tail.riders[self]
+        assert self._task is not None
+        trio.lowlevel.reschedule(self._task)

@@ -4,7 +4,7 @@ Hypercorn starts the app of each request and WebSocket through a "task group"; o
 
 - an inbox that is bounded in bytes and in which the disconnect can't be stuck behind unread ones;
 - a `send` that raises once the client has left. Hypercorn's own returns, so an app that only writes writes for ever;
-- the extensions `penstock.server`, and on HTTP/1 `penstock.stream`.
+- the extensions `penstock.server`, and on HTTP/1.1 without TLS `penstock.stream` (`direct.py`).
 
 What an app raises is logged here, and its unfinished response cut. An app that only notices with `ClientGoneError` that
 its client left has done nothing wrong: that is not logged.
@@ -34,12 +34,14 @@ class Client(Protocol):
     deadline: float
     """When the client's present task, such as sending its body, must be done; by Trio's clock."""
 
-    def abort(self) -> None:
-        """Reset the client's socket at once."""
+    def direct_stream(self, inbox: Inbox) -> object | None:
+        """Return the request's `penstock.stream`, None where there is none."""
 
 
 class Inbox:
     """What an app has been told and has not yet received: messages, then the disconnect, which stays the last."""
+
+    __slots__ = ("_bytes", "_changed", "_disconnect", "_messages", "_on_end", "_unread_bytes", "ended")
 
     def __init__(self, disconnect: Message, *, unread_bytes: int) -> None:
         self.ended = False
@@ -47,7 +49,8 @@ class Inbox:
         self._unread_bytes = unread_bytes
         self._messages: deque[tuple[Message, int]] = deque()
         self._bytes = 0
-        self._changed = trio.Event()
+        self._changed = trio.lowlevel.ParkingLot()
+        self._on_end: Callable[[], None] | None = None
 
     async def put(self, message: Message, client: Client) -> None:
         """Tell the app. Waits while more than `unread_bytes` are unread.
@@ -61,19 +64,30 @@ class Inbox:
         if self._bytes > self._unread_bytes:
             with trio.fail_at(client.deadline):
                 while self._bytes > self._unread_bytes and not self.ended:
-                    await self._changed.wait()
+                    await self._changed.park()
         if not self.ended:
             size = len(message.get("body") or message.get("bytes") or message.get("text") or b"") + 1
             self._messages.append((message, size))
             self._bytes += size
-            self._notify()
+            self._changed.unpark_all()
 
     def end(self, disconnect: Message | None = None) -> None:
         """Tell the app that its client has left, or has the whole answer. Only the first call counts."""
         if not self.ended:
             self.ended = True
             self._disconnect = disconnect or self._disconnect
-            self._notify()
+            self._changed.unpark_all()
+            if self._on_end is not None:
+                # Called once, and not kept: it knows who knows us.
+                on_end, self._on_end = self._on_end, None
+                on_end()
+
+    def call_when_ended(self, callback: Callable[[], None]) -> None:
+        """Have `end` call this, once; at once if it has been called. There is room for one callback."""
+        if self.ended:
+            callback()
+        else:
+            self._on_end = callback
 
     async def receive(self) -> Message:
         """Return the next message; after the disconnect, the disconnect again. Cancelling it loses nothing."""
@@ -81,15 +95,11 @@ class Inbox:
         while not self._messages:
             if self.ended:
                 return self._disconnect
-            await self._changed.wait()
+            await self._changed.park()
         message, size = self._messages.popleft()
         self._bytes -= size
-        self._notify()
+        self._changed.unpark_all()
         return message
-
-    def _notify(self) -> None:
-        changed, self._changed = self._changed, trio.Event()
-        changed.set()
 
 
 class AppTasks:
@@ -128,15 +138,9 @@ class AppTasks:
         else:
             disconnect = {"type": "http.disconnect"}
         inbox = Inbox(disconnect, unread_bytes=self._limits.unread_bytes)
-
-        def abort() -> None:
-            # The same socket may already carry another request, which is none of this app's business.
-            if not inbox.ended:
-                self._client.abort()
-
         scope["extensions"]["penstock.server"] = self._going_away
-        if scope["http_version"] in {"1.0", "1.1"}:
-            scope["extensions"]["penstock.stream"] = {"abort": abort}
+        if (stream := self._client.direct_stream(inbox)) is not None:
+            scope["extensions"]["penstock.stream"] = stream
         self._inboxes.add(inbox)
         self._metrics.count("server_requests", type=scope["type"])
         self._nursery.start_soon(self._run, app, scope, inbox, send)

@@ -68,6 +68,9 @@ class Http1(H11Protocol):
         self._phase = _Phase.idle
         self._paused = False
         self._held = 0
+        self._method = ""
+        self.chunked = False
+        """Whether a chunked body is under way, in clear text: it may be written directly."""
 
     # What the peer asks
 
@@ -202,12 +205,13 @@ class Http1(H11Protocol):
             self.stream_send,
             STREAM_ID,
         )
+        self._method = request.method.decode("ascii").upper()
         await self.stream.handle(
             Request(
                 stream_id=STREAM_ID,
                 headers=headers,
                 http_version=request.http_version.decode("ascii"),
-                method=request.method.decode("ascii").upper(),
+                method=self._method,
                 raw_path=request.target,
                 state=self.connection_state,
             )
@@ -236,7 +240,26 @@ class Http1(H11Protocol):
         elif isinstance(event, EndData):
             # The app has closed its WebSocket; the client's half of the closing handshake is not waited for for ever.
             self._peer.deadline = trio.current_time() + self._peer.limits.linger_s
+        elif isinstance(event, EndBody):
+            self.chunked = False
         await super().stream_send(event)
+        if isinstance(event, Response):
+            self.chunked = self._is_chunked(event)
+
+    def _is_chunked(self, response: Response) -> bool:
+        """Say whether h11 has begun a chunked body. Source: `h11._connection._response_framing`."""
+        return (
+            self.connection.our_state is h11.SEND_BODY
+            and self.connection.their_http_version == b"1.1"
+            and self._method != "HEAD"
+            and response.status_code not in {204, 304}
+            and not any(name.lower() == b"content-length" for name, _ in response.headers)
+            and not self.ssl
+        )
+
+    async def _close_stream(self) -> None:
+        self.chunked = False
+        await super()._close_stream()
 
     async def _maybe_recycle(self) -> None:
         connection = self.connection

@@ -33,7 +33,8 @@ from penstock.asgi import ASGIApp
 from penstock.errors import ClientGoneError
 from penstock.limits import ServerLimits
 from penstock.metrics import Metrics
-from penstock.server.apps import AppTasks
+from penstock.server.apps import AppTasks, Inbox
+from penstock.server.direct import ChunkFraming, DirectStream
 from penstock.server.drain import Drain
 from penstock.server.http1 import Http1
 from penstock.server.http2 import Http2
@@ -59,6 +60,7 @@ class Service:
     http2: bool
     tls: ssl.SSLContext | None
     context: WorkerContext = field(default_factory=lambda: WorkerContext(None))
+    framing: ChunkFraming = field(default_factory=ChunkFraming)
 
 
 class Peer:
@@ -78,7 +80,8 @@ class Peer:
         self._wait: trio.CancelScope | None = None
         self._kicked = False
         self._backlog = bytearray()
-        self._flushed = trio.Event()
+        self._flushing = False
+        self._flushed = trio.lowlevel.ParkingLot()
         self._linger = False
         self._sends = 0
 
@@ -233,26 +236,54 @@ class Peer:
         if self.closing or self.gone:
             await trio.lowlevel.checkpoint()
             raise ClientGoneError("the connection is closed")
-        sent = 0
-        if not self._backlog:
-            if self._tls is None:
-                try:
-                    sent = self._tcp.send_nowait(data)
-                except OSError as error:
-                    self.hang_up()
-                    raise ClientGoneError("the client has left") from error
-                if sent == len(data):
-                    self._sends += 1
-                    if self._sends >= _SENDS_PER_CHECKPOINT:
-                        self._sends = 0
-                        await trio.lowlevel.checkpoint()
-                    return
-            self._flushed = trio.Event()
-            self._nursery.start_soon(self._flush)
-        self._backlog += memoryview(data)[sent:]
-        await self._flushed.wait()
+        if self._flushing:
+            self._backlog += data
+        else:
+            self._send(data)
+        if self._flushing:
+            await self.wait_writable()
+            return
+        self._sends += 1
+        if self._sends >= _SENDS_PER_CHECKPOINT:
+            self._sends = 0
+            await trio.lowlevel.checkpoint()
+
+    def write_nowait(self, data: bytes) -> bool:
+        """Write bytes without waiting. False, and nothing is taken, while earlier ones wait; see `send`."""
+        if self._flushing:
+            return False
+        if self.closing or self.gone:
+            raise ClientGoneError("the connection is closed")
+        self._send(data)
+        return True
+
+    async def wait_writable(self) -> None:
+        """Wait until all is in the kernel's hands; see `send`."""
+        while self._flushing:
+            await self._flushed.park()
         if self.gone:
             raise ClientGoneError("the client has left, or took nothing for too long")
+
+    def direct_stream(self, inbox: Inbox) -> DirectStream | None:
+        """Return the present request's `penstock.stream`."""
+        if not isinstance(self._protocol, Http1):
+            return None
+        return DirectStream(inbox, self._protocol, self, self.service.framing)
+
+    def _send(self, data: bytes) -> None:
+        """Hand bytes to the socket, and what it has no room for to the flusher."""
+        sent = 0
+        if self._tls is None:
+            try:
+                sent = self._tcp.send_nowait(data)
+            except OSError as error:
+                self.hang_up()
+                raise ClientGoneError("the client has left") from error
+            if sent == len(data):
+                return
+        self._backlog += memoryview(data)[sent:]
+        self._flushing = True
+        self._nursery.start_soon(self._flush)
 
     async def _flush(self) -> None:
         while self._backlog:
@@ -264,9 +295,13 @@ class Peer:
             if patience.cancelled_caught:
                 self.service.metrics.count("server_write_stalls")
                 self.abort()
-        self._flushed.set()
+        self._stop_flushing()
         if self.closing:
             self._finish_closing()
+
+    def _stop_flushing(self) -> None:
+        self._flushing = False
+        self._flushed.unpark_all()
 
     async def _flush_some(self) -> None:
         if self._tls is not None:
@@ -307,7 +342,7 @@ class Peer:
 
     def _let_go(self) -> None:
         self._backlog.clear()
-        self._flushed.set()
+        self._stop_flushing()
         self.kick()
         if self._protocol is not None:
             self.apps.end_all()

@@ -22,6 +22,7 @@ import msgspec
 import trio
 
 from penstock.errors import StoreUnavailableError, TurnConflictError, TurnError, TurnNotFoundError
+from penstock.journal.fan_out import FanOut
 from penstock.journal.store import (
     ChatRecord,
     Retention,
@@ -80,7 +81,8 @@ class Hub:
         self._limits = limits
         self._recover = recover
         self._flusher = Flusher(store, limits.hub, metrics)
-        self._options = RunnerOptions(store, self._flusher, limits.turn, metrics, error_text)
+        self._fan_out = FanOut(limits.hub.coalesce_s)
+        self._options = RunnerOptions(store, self._flusher, self._fan_out, limits.turn, metrics, error_text)
         self._running: dict[str, Runner] = {}
         """By chat."""
         self._recent = RecentTurns(limits.hub)
@@ -310,7 +312,7 @@ class Hub:
     def _replica(self, record: TurnRecord) -> TurnHandle:
         handle = self._recent.get(record)
         if handle is None:
-            replica = Replica(self._store, record)
+            replica = Replica(self._store, record, self._fan_out)
             handle = self._recent.keep(
                 TurnHandle(replica.tail, stop=partial(self._stop_elsewhere, record.turn_id))
             )
@@ -387,6 +389,7 @@ async def open_hub(
         async with trio.open_nursery() as turn_nursery:
             hub = Hub(store, turn_nursery, limits, metrics, error_text, recover)
             flusher_nursery.start_soon(hub._flusher.run)
+            flusher_nursery.start_soon(hub._fan_out.run)
             flusher_nursery.start_soon(keep_leases, store, hub._running, hub.look_after, limits.hub)
             yield hub
             hub.draining.set()

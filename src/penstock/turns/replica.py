@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 import trio
 
 from penstock.errors import LocalProtocolError, StoreUnavailableError
+from penstock.journal.fan_out import FanOut
 from penstock.journal.live import LiveTail
 from penstock.journal.store import Store, TurnRecord, TurnState
 from penstock.wire.chunks import Start
@@ -34,10 +35,10 @@ async def read_all(store: Store, record: TurnRecord) -> list[bytes]:
 class Replica:
     """A tail that is fed from the store."""
 
-    def __init__(self, store: Store, record: TurnRecord) -> None:
+    def __init__(self, store: Store, record: TurnRecord, fan_out: FanOut | None = None) -> None:
         self._store = store
         self._record = record
-        self.tail = LiveTail(record)
+        self.tail = LiveTail(record, fan_out)
 
     async def load(self) -> LiveTail:
         """Fill the tail with a turn that doesn't run, end it, and return it."""

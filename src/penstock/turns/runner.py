@@ -33,6 +33,7 @@ from penstock.errors import (
     TurnSealedError,
     UpstreamError,
 )
+from penstock.journal.fan_out import FanOut
 from penstock.journal.live import LiveTail
 from penstock.journal.store import Batch, Store, TurnRecord, TurnState
 from penstock.limits import TurnLimits
@@ -67,6 +68,7 @@ class RunnerOptions(NamedTuple):
 
     store: Store
     flusher: Flusher
+    fan_out: FanOut
     limits: TurnLimits
     metrics: Metrics
     error_text: ErrorText | None
@@ -88,8 +90,8 @@ class Runner:
         history: Sequence[bytes] = (),
     ) -> None:
         self.record = record
-        self.tail = LiveTail(record)
-        self._store, self._flusher, self._limits, self._metrics, self._error_text = options
+        self.tail = LiveTail(record, options.fan_out)
+        self._store, self._flusher, _, self._limits, self._metrics, self._error_text = options
         self._orphan_grace_s = orphan_grace_s
         self.approvals = Approvals()
         self._grammar = Grammar()

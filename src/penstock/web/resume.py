@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Sequence
+from functools import cache
 from typing import NamedTuple
 
 from penstock.asgi import Scope
-from penstock.connections.pump import Render
 from penstock.errors import RemoteProtocolError
 from penstock.journal.entry import Entry
+from penstock.journal.fan_out import Render
 from penstock.journal.position import Position
 from penstock.journal.store import TurnState
 from penstock.limits import Limits, WireLimits
@@ -101,24 +102,47 @@ def replay(turn: TurnHandle, version: SdkVersion, limits: Limits) -> list[bytes]
     return frames
 
 
-def renderer(version: SdkVersion, skip: int = 0) -> Render:
+def renderer(version: SdkVersion, skip: int | None = None) -> Render:
     """Return how a client of this version is sent entries: without what it does not know, and without lanes.
 
     Args:
         version: the client's.
-        skip: how many chunks it has already. An `error` is sent in any case: it is how the turn ended.
+        skip: how many chunks it has already, for one that counts. An `error` is sent in any case: it is how the turn
+            ended.
     """
+    return _renderer(version) if not skip else _Rest(version, skip)
 
+
+@cache
+def _renderer(version: SdkVersion) -> Render:
     def render(entries: Sequence[Entry]) -> bytes:
-        nonlocal skip
-        sent = [entry for entry in entries if entry.spoken_from <= version]
-        if skip > 0:
-            has, sent = sent[:skip], sent[skip:]
-            skip -= len(has)
-            sent[:0] = [entry for entry in has if isinstance(entry.chunk, Error)]
-        return b"".join([entry.frame for entry in sent])
+        return b"".join([entry.frame for entry in entries if entry.spoken_from <= version])
 
     return render
+
+
+class _Rest:
+    """Renders what follows the first `skip` chunks. The same entries may be rendered again: they are counted once."""
+
+    def __init__(self, version: SdkVersion, skip: int) -> None:
+        self._version = version
+        self._skip = skip
+        self._first_offset = 0
+        """Of the entries that are to be sent, as far as is known: they begin here or later."""
+
+    def __call__(self, entries: Sequence[Entry]) -> bytes:
+        spoken = [entry for entry in entries if entry.spoken_from <= self._version]
+        for entry in spoken:
+            if self._skip and entry.offset >= self._first_offset:
+                self._skip -= 1
+                self._first_offset = entry.offset + 1
+        return b"".join(
+            [
+                entry.frame
+                for entry in spoken
+                if entry.offset >= self._first_offset or isinstance(entry.chunk, Error)
+            ]
+        )
 
 
 def turn_headers(turn: TurnHandle) -> list[tuple[bytes, bytes]]:

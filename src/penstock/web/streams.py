@@ -43,7 +43,7 @@ from penstock.web.request import (
     sdk_version,
 )
 from penstock.web.resume import Run, cursor_of, is_old, renderer, replay, run_header, turn_headers
-from penstock.web.watch import Filter, retry_s, watch
+from penstock.web.watch import filter_of, retry_s, watch
 from penstock.wire.messages import ChatRequest, UIMessage, check_chat_id, read_chat_request
 from penstock.wire.sse import comment
 from penstock.wire.versions import SdkVersion
@@ -236,7 +236,7 @@ class Streams:
         check_chat_id(chat_id)
         hub = self.open_hub()
         await authorized(self._authorize, scope, chat_id, "read")
-        wanted = Filter(
+        wanted = filter_of(
             query_parameter(scope, "types"),
             query_parameter(scope, "lane"),
             query_parameter(scope, "envelope") == "1",
@@ -352,7 +352,7 @@ class Streams:
                     await pump(
                         subscription,
                         connection,
-                        renderer(version, skip or 0),
+                        renderer(version, skip),
                         limits=self._limits.viewer,
                         metrics=self._metrics,
                         exact=skip is not None,

@@ -18,6 +18,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import trio
@@ -48,8 +49,14 @@ def retry_s() -> float:
     return random.uniform(0.5, 3.0)
 
 
+@lru_cache(maxsize=256)
+def filter_of(types: str | None, lane: str | None, envelope: bool) -> Filter:
+    """Return what a watcher wants, the same one for the same wishes: those who have it share what it makes."""
+    return Filter(types, lane, envelope)
+
+
 class Filter:
-    """What a watcher wants: `?types=`, `?lane=`, `?envelope=1`."""
+    """What a watcher wants: `?types=`, `?lane=`, `?envelope=1`. Called, it renders entries."""
 
     def __init__(self, types: str | None, lane: str | None, envelope: bool) -> None:
         names = {name.strip() for name in (types or "").split(",")} - {""}
@@ -69,7 +76,7 @@ class Filter:
             return sse_event(encode_json({"event": event, "data": value}), id=id)
         return sse_event(encode_json(value), event=event, id=id)
 
-    def render(self, entries: Sequence[Entry]) -> bytes:
+    def __call__(self, entries: Sequence[Entry]) -> bytes:
         """Frame the entries that are wanted."""
         return b"".join([frame for entry in entries if (frame := self._chunk(entry))])
 
@@ -134,7 +141,7 @@ async def watch(
             await pump(
                 subscription,
                 connection,
-                wanted.render,
+                wanted,
                 limits=limits.viewer,
                 metrics=metrics,
                 farewell=farewell,

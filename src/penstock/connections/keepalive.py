@@ -1,0 +1,54 @@
+"""The keepalive timer: one task for any number of connections, each with a deadline of its own.
+
+A timer task for each connection costs 3 kB, and two task switches a keepalive. Who serves many connections runs one
+`Keepalive` for all of them; a connection that is given none runs its own, in its own nursery. What is done at a
+deadline is the connection's to say.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+import trio
+
+GRAIN_S = 0.25
+"""From one look to the next at least, so that 10,000 deadlines are four wake-ups a second. Nobody's proxy is so exact."""
+
+
+class Timed(Protocol):
+    """What has deadlines."""
+
+    def look(self, now: float) -> float:
+        """Do what is due at `now`, and return when to look again; both by Trio's clock."""
+
+
+class Keepalive:
+    """The timer. `run` is its task."""
+
+    def __init__(self) -> None:
+        self._due: dict[Timed, float] = {}
+        self._sleep = trio.CancelScope()
+
+    def add(self, timed: Timed, at: float) -> None:
+        """Look at `timed` at `at` for the first time."""
+        self._due[timed] = at
+        self._sleep.deadline = min(self._sleep.deadline, at)
+
+    def discard(self, timed: Timed) -> None:
+        """Look at it no more."""
+        self._due.pop(timed, None)
+
+    async def run(self) -> None:
+        """Look until cancelled."""
+        soonest = 0.0
+        while True:
+            due = max(min(self._due.values(), default=math.inf), soonest)
+            with trio.CancelScope(deadline=due) as self._sleep:
+                await trio.sleep_forever()
+            now = trio.current_time()
+            soonest = now + GRAIN_S
+            for timed in [timed for timed, at in self._due.items() if at <= now]:
+                again = timed.look(now)
+                if timed in self._due:  # It may have discarded itself.
+                    self._due[timed] = again
