@@ -23,7 +23,6 @@ class Entry(msgspec.Struct, gc=False):
     """The turn's and epoch's part of the position, shared by all entries of a tail."""
     spoken_from: int = 5
     """The first version of the client that may be sent the chunk; see `wire/versions.py`."""
-    _frame: bytes | None = None
 
     @property
     def id(self) -> bytes:
@@ -32,8 +31,5 @@ class Entry(msgspec.Struct, gc=False):
 
     @property
     def frame(self) -> bytes:
-        """The entry as one server-sent event, with its position as the id; made once and shared."""
-        frame = self._frame
-        if frame is None:
-            frame = self._frame = FRAME % (self.id_prefix, self.offset, self.json)
-        return frame
+        """The entry as one server-sent event, with its position as the id."""
+        return FRAME % (self.id_prefix, self.offset, self.json)

@@ -39,6 +39,8 @@ class LiveTail:
         """The followers that have everything and are served by the fan-out."""
         self.marked = False
         """Whether the fan-out knows that there is something new."""
+        self.flush_marked = False
+        """Whether the flusher knows that there is something to store."""
         self.entries: list[Entry] = []
         self.bytes = 0
         self.stored = 0

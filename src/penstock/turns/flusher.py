@@ -21,13 +21,13 @@ logger = logging.getLogger("penstock.journal")
 
 
 class Flusher:
-    """The way from tails to the store. `run` is its task; `mark` is called with every chunk, so it is cheap."""
+    """The way from tails to the store. `run` is its task; `mark` is called once for all that a flush then takes."""
 
     def __init__(self, store: Store, limits: HubLimits, metrics: Metrics) -> None:
         self._store = store
         self._limits = limits
         self._metrics = metrics
-        self._dirty: dict[LiveTail, None] = {}
+        self._dirty: list[LiveTail] = []
         self._wake = trio.lowlevel.ParkingLot()
         self._pause = trio.lowlevel.ParkingLot()
         self._hurried = False
@@ -38,8 +38,9 @@ class Flusher:
         self._pause.unpark_all()
 
     def mark(self, tail: LiveTail) -> None:
-        """Note that a tail has entries which the store lacks."""
-        self._dirty[tail] = None
+        """Note that a tail has entries which the store lacks. Not to be repeated before they are on their way."""
+        tail.flush_marked = True
+        self._dirty.append(tail)
         if self._wake:
             self._wake.unpark_all()
 
@@ -51,6 +52,8 @@ class Flusher:
             self._hurried = False
             tails = [tail for tail in self._dirty if not tail.ended]
             self._dirty.clear()
+            for tail in tails:
+                tail.flush_marked = False
             ends = [(len(tail.entries), tail.bytes) for tail in tails]
             try:
                 await self._store.append(
@@ -65,7 +68,9 @@ class Flusher:
             except StoreUnavailableError as exc:
                 logger.warning("the journal's store is unavailable: %s", exc)
                 self._metrics.count("journal_flush_failed")
-                self._dirty.update(dict.fromkeys(tails))
+                for tail in tails:
+                    if not tail.flush_marked:
+                        self.mark(tail)
                 await trio.sleep(self._limits.flush_retry_s)
                 continue
             for tail, end in zip(tails, ends, strict=True):

@@ -9,6 +9,7 @@ place, with what the worker reports and how it ended.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -37,10 +38,23 @@ class _LaneSink:
         self._grammar = Grammar()
         self.approvals: Approvals = runner.approvals
 
-    def write_nowait(self, chunk: AnyChunk) -> None:
+    @property
+    def behind(self) -> bool:
+        return self._runner.behind
+
+    def write_nowait(self, chunk: AnyChunk) -> bool:
         encode(chunk)  # refused here, where the fault is, and not as a part of the wrapper
         self._grammar.apply(chunk)
-        self._runner.write_nowait(self._wrapped(chunk))
+        return self._runner.write_nowait(self._wrapped(chunk))
+
+    def write_all_nowait(self, chunks: Sequence[AnyChunk]) -> bool:
+        due = False
+        for chunk in chunks:
+            due = self.write_nowait(chunk) or due
+        return due
+
+    async def pause(self) -> None:
+        await self._runner.pause()
 
     async def write(self, chunk: AnyChunk) -> None:
         encode(chunk)
@@ -84,9 +98,8 @@ class Lane(Writer):
         self._sink.write_nowait(Error(error_text=FAILED) if failed else Finish(finish_reason="stop"))
         self._runner.write_nowait(self._news("failed" if failed else "finished"))
 
-    async def write(self, chunk: AnyChunk) -> None:
-        """Write any chunk into the lane."""
-        await self._sink.write(chunk)
+    def _write_nowait(self, chunk: AnyChunk) -> bool:
+        return self._sink.write_nowait(chunk)
 
     async def report(self, value: Any) -> None:
         """Tell the chat's followers how far the worker is; the next report replaces this one."""

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Callable
+from collections.abc import Iterable, Sequence
+from itertools import islice
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol, Self
 
@@ -21,7 +22,13 @@ from penstock.turns.approvals import Approvals, Decision, Holder, Verdict
 from penstock.wire.chunks import (
     AnyChunk,
     FinishStep,
+    ReasoningDelta,
+    ReasoningEnd,
+    ReasoningStart,
     StartStep,
+    TextDelta,
+    TextEnd,
+    TextStart,
     ToolApprovalRequest,
     ToolApprovalResponse,
     ToolInputAvailable,
@@ -41,6 +48,9 @@ NO_DECISION = {
 }
 """What a call ends with whose approval nobody decided."""
 
+PIECES = 256
+"""Chunks that are written in one go: as many as a producer may write without letting others run."""
+
 TOOL_FAILED = "The tool failed."
 """What the user reads of a tool call whose block raised. The exception's own text stays here."""
 
@@ -50,11 +60,21 @@ class Sink(Protocol):
 
     approvals: Approvals
 
-    def write_nowait(self, chunk: AnyChunk) -> None:
-        """Write a chunk without a checkpoint."""
+    @property
+    def behind(self) -> bool:
+        """Whether the store is so far behind that a producer is to wait."""
+
+    def write_nowait(self, chunk: AnyChunk) -> bool:
+        """Write a chunk without a checkpoint, and return whether a `pause` is due."""
+
+    def write_all_nowait(self, chunks: Sequence[AnyChunk]) -> bool:
+        """Write chunks without a checkpoint, and return whether a `pause` is due."""
 
     async def write(self, chunk: AnyChunk) -> None:
         """Write a chunk."""
+
+    async def pause(self) -> None:
+        """Let others run, and wait for the store if it is far behind."""
 
     def open_text_ends(self) -> list[AnyChunk]:
         """Return the chunks that close the text and reasoning parts which are open now."""
@@ -73,28 +93,58 @@ def _end(sink: Sink, kind: type[BaseException] | None, *last: AnyChunk) -> None:
             raise
 
 
+class TextKinds(NamedTuple):
+    """The three kinds of chunk that a part of text is made of."""
+
+    start: type[TextStart | ReasoningStart]
+    delta: type[TextDelta | ReasoningDelta]
+    end: type[TextEnd | ReasoningEnd]
+
+
+TEXT = TextKinds(TextStart, TextDelta, TextEnd)
+REASONING = TextKinds(ReasoningStart, ReasoningDelta, ReasoningEnd)
+
+
 class TextPart:
     """An open text or reasoning part."""
 
-    def __init__(self, sink: Sink, start: AnyChunk, delta: Callable[[str], AnyChunk], end: AnyChunk) -> None:
+    def __init__(self, sink: Sink, kinds: TextKinds, id: str) -> None:
         self._sink = sink
-        self._start = start
-        self._delta = delta
-        self._end = end
+        self._start, self._delta, self._end = kinds
+        self._id = id
 
     async def __aenter__(self) -> Self:
-        await self._sink.write(self._start)
+        await self._sink.write(self._start(id=self._id))
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        _end(self._sink, kind, self._end)
+        _end(self._sink, kind, self._end(id=self._id))
 
     async def write(self, delta: str) -> None:
         """Write more of the part's text. An empty string writes nothing."""
+        if delta and self._sink.write_nowait(self._delta(id=self._id, delta=delta)):
+            await self._sink.pause()
+
+    def write_nowait(self, delta: str) -> None:
+        """Write more of the part's text, without a checkpoint.
+
+        Raises:
+            trio.WouldBlock: if the store is far behind; nothing was written. `await write` would wait for it.
+        """
         if delta:
-            await self._sink.write(self._delta(delta))
+            if self._sink.behind:
+                raise trio.WouldBlock
+            self._sink.write_nowait(self._delta(id=self._id, delta=delta))
+
+    async def write_all(self, deltas: Iterable[str]) -> None:
+        """Write the part's text in pieces that are there already, each as a chunk. It costs a fraction of `write`."""
+        rest = iter(deltas)
+        while pieces := list(islice(rest, PIECES)):
+            chunks = [self._delta(id=self._id, delta=piece) for piece in pieces if piece]
+            if self._sink.write_all_nowait(chunks):
+                await self._sink.pause()
 
 
 class Step:

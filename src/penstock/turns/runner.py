@@ -43,7 +43,7 @@ from penstock.turns.flusher import Flusher
 from penstock.turns.turn import Producer, Turn
 from penstock.wire.assembly import Assembly
 from penstock.wire.chunks import Abort, AnyChunk, Error, Finish, Start
-from penstock.wire.codec import decode_stored, encode
+from penstock.wire.codec import decode_stored, encode, encode_deltas
 from penstock.wire.grammar import Grammar
 from penstock.wire.messages import UIMessage
 
@@ -99,8 +99,8 @@ class Runner:
         self._producer_scope = trio.CancelScope()
         self._stop_reason: str | None = None
         self._aborted: str | None = None
-        self._writes = 0
-        self._written_bytes = 0
+        self._entries_at_pause = self._bytes_at_pause = 0
+        """What the tail had when the producer last let others run."""
         self._seal_lock = trio.Lock()
         self._produced: _End | None = None
         """How the producer ended; None while it runs, and for good if it was cancelled from outside."""
@@ -150,8 +150,11 @@ class Runner:
         """Note that a relayed stream ended with `abort`."""
         self._aborted = reason
 
-    def write_nowait(self, chunk: AnyChunk) -> None:
+    def write_nowait(self, chunk: AnyChunk) -> bool:
         """Add a chunk to the turn, and show it to its followers.
+
+        Returns:
+            Whether the producer has written so much in a row that it is to `pause` now.
 
         Raises:
             TurnSealedError: if the turn has ended.
@@ -161,33 +164,69 @@ class Runner:
         if self._end is not None:
             raise TurnSealedError("the turn has ended")
         json = encode(chunk)
-        if self.tail.bytes + len(json) > self._limits.turn_bytes:
+        tail = self.tail
+        if tail.bytes + len(json) > self._limits.turn_bytes:
             raise AnswerError("The answer is too long.")
         self._grammar.apply(chunk)
         self._assembly.apply(chunk)
-        self.tail.append(chunk, json)
-        self._flusher.mark(self.tail)
-        self._writes += 1
-        self._written_bytes += len(json)
+        tail.append(chunk, json)
+        return self._flushed_or_due()
+
+    def write_all_nowait(self, chunks: Sequence[AnyChunk]) -> bool:
+        """Like `write_nowait` for each of them. Deltas of one part are taken in one go, all or none."""
+        if not chunks:
+            return False
+        if self._end is not None:
+            raise TurnSealedError("the turn has ended")
+        jsons = encode_deltas(chunks)
+        if jsons is None:
+            due = False
+            for chunk in chunks:
+                due = self.write_nowait(chunk) or due
+            return due
+        tail = self.tail
+        if tail.bytes + sum(map(len, jsons)) > self._limits.turn_bytes:
+            raise AnswerError("The answer is too long.")
+        self._grammar.apply(chunks[0])
+        self._assembly.apply_deltas(chunks)
+        tail.extend(chunks, jsons)
+        return self._flushed_or_due()
+
+    def _flushed_or_due(self) -> bool:
+        """Have what is new stored, and say whether the producer is to pause."""
+        tail = self.tail
+        if not tail.flush_marked:
+            self._flusher.mark(tail)
+        return (
+            len(tail.entries) - self._entries_at_pause >= self._limits.yield_entries
+            or tail.bytes - self._bytes_at_pause >= self._limits.yield_bytes
+        )
+
+    async def pause(self) -> None:
+        """Let others run, after so many writes that it is due, and wait for a store that is far behind."""
+        tail = self.tail
+        self._entries_at_pause, self._bytes_at_pause = len(tail.entries), tail.bytes
+        while self.behind and not tail.ended:
+            self._flusher.hurry()
+            await tail.wait_stored()
+        await trio.lowlevel.checkpoint()
+
+    @property
+    def behind(self) -> bool:
+        """Whether the store is so far behind that a producer is to wait."""
+        tail, limits = self.tail, self._limits
+        return (
+            len(tail.entries) - tail.stored > limits.store_lag_entries
+            or tail.bytes - tail.stored_bytes > limits.store_lag_bytes
+        )
 
     async def write(self, chunk: AnyChunk) -> None:
         """Write for a producer. Every so often it is a checkpoint, and waits for a store that is far behind.
 
         Cancelled, the chunk is written all the same.
         """
-        self.write_nowait(chunk)
-        limits = self._limits
-        if self._writes < limits.yield_entries and self._written_bytes < limits.yield_bytes:
-            return
-        self._writes = self._written_bytes = 0
-        tail = self.tail
-        while (
-            len(tail.entries) - tail.stored > limits.store_lag_entries
-            or tail.bytes - tail.stored_bytes > limits.store_lag_bytes
-        ) and not tail.ended:
-            self._flusher.hurry()
-            await tail.wait_stored()
-        await trio.lowlevel.checkpoint()
+        if self.write_nowait(chunk):
+            await self.pause()
 
     async def flush(self) -> None:
         """Wait until the store has all entries that the turn has now.

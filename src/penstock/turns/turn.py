@@ -71,7 +71,7 @@ class Turn(Writer):
                 return message.text
         return ""
 
-    async def write(self, chunk: AnyChunk) -> None:
+    def _write_nowait(self, chunk: AnyChunk) -> bool:
         """Write any chunk.
 
         Chunks that say how a whole message begins or ends, as they come in a relayed stream, are understood rather
@@ -79,21 +79,25 @@ class Turn(Writer):
         a finish reason becomes the turn's, `abort` makes the turn end as stopped, and `error` raises `AnswerError`.
         """
         if type(chunk) not in _ENDS:
-            await self._runner.write(chunk)
-            return
+            return self._runner.write_nowait(chunk)
         match chunk:
             case Start(message_metadata=metadata) | Finish(message_metadata=metadata):
                 if isinstance(chunk, Finish) and chunk.finish_reason is not UNSET:
                     self.finish_reason = chunk.finish_reason
                 if metadata is UNSET:
-                    return
+                    return False
                 chunk = MessageMetadata(message_metadata=metadata)
             case Error(error_text=text):
                 raise AnswerError(text)
             case Abort(reason=reason):
                 self._runner.aborted_by_producer("" if reason is UNSET else reason)
-                return
-        await self._runner.write(chunk)
+                return False
+        return self._runner.write_nowait(chunk)
+
+    def _write_all_nowait(self, chunks: Sequence[AnyChunk]) -> bool:
+        if _ENDS.isdisjoint(map(type, chunks)):
+            return self._runner.write_all_nowait(chunks)
+        return super()._write_all_nowait(chunks)
 
     def approved_calls(self) -> list[ApprovedCall]:
         """Return the tool calls that the user has approved and that have no output yet.

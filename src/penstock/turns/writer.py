@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import secrets
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterable
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Iterator, Sequence
 from contextlib import aclosing
+from itertools import islice
 from typing import Any
 
+import trio
 from msgspec import UNSET, UnsetType
 
-from penstock.turns.parts import Sink, Step, TextPart, ToolCall
+from penstock.turns.parts import PIECES, REASONING, TEXT, Sink, Step, TextPart, ToolCall
 from penstock.wire.chunks import (
     AnyChunk,
     Data,
     File,
     MessageMetadata,
-    ReasoningDelta,
-    ReasoningEnd,
-    ReasoningStart,
     SourceDocument,
     SourceUrl,
-    TextDelta,
-    TextEnd,
-    TextStart,
 )
 
 
@@ -34,39 +30,65 @@ class Writer(ABC):
         self._sink = sink
         self._parts = 0
 
+    def write_nowait(self, chunk: AnyChunk) -> None:
+        """Write any chunk, without a checkpoint.
+
+        Raises:
+            trio.WouldBlock: if the store is far behind; nothing was written. `await write` would wait for it.
+        """
+        if self._sink.behind:
+            raise trio.WouldBlock
+        self._write_nowait(chunk)
+
     @abstractmethod
+    def _write_nowait(self, chunk: AnyChunk) -> bool:
+        """Write any chunk, and return whether a pause is due."""
+
+    def _write_all_nowait(self, chunks: Sequence[AnyChunk]) -> bool:
+        """Write chunks, and return whether a pause is due."""
+        due = False
+        for chunk in chunks:
+            due = self._write_nowait(chunk) or due
+        return due
+
     async def write(self, chunk: AnyChunk) -> None:
         """Write any chunk."""
+        if self._write_nowait(chunk):
+            await self._sink.pause()
 
-    async def write_from(self, chunks: AsyncIterable[AnyChunk]) -> None:
-        """Write a whole stream of chunks. An async generator is closed, also when this is cancelled."""
-        if isinstance(chunks, AsyncGenerator):
+    async def _write_all(self, chunks: Sequence[AnyChunk]) -> None:
+        if self._write_all_nowait(chunks):
+            await self._sink.pause()
+
+    async def write_from(self, chunks: AsyncIterable[AnyChunk] | Iterable[AnyChunk]) -> None:
+        """Write a whole stream of chunks: what the source has already, in one go.
+
+        Args:
+            chunks: any iterable, a memory channel, or an async iterable. An async generator is closed, also when this is
+                cancelled.
+        """
+        if isinstance(chunks, trio.MemoryReceiveChannel):
+            async for chunk in chunks:
+                await self._write_all([chunk, *islice(_waiting(chunks), PIECES - 1)])
+        elif isinstance(chunks, AsyncGenerator):
             async with aclosing(chunks):
                 async for chunk in chunks:
                     await self.write(chunk)
-        else:
+        elif isinstance(chunks, AsyncIterable):
             async for chunk in chunks:
                 await self.write(chunk)
+        else:
+            rest = iter(chunks)
+            while some := list(islice(rest, PIECES)):
+                await self._write_all(some)
 
     def text(self, *, id: str | None = None) -> TextPart:
         """Open a text part: `async with turn.text() as text: await text.write("…")`."""
-        part_id = id or self._next_id("text")
-        return TextPart(
-            self._sink,
-            TextStart(id=part_id),
-            lambda delta: TextDelta(id=part_id, delta=delta),
-            TextEnd(id=part_id),
-        )
+        return TextPart(self._sink, TEXT, id or self._next_id("text"))
 
     def reasoning(self, *, id: str | None = None) -> TextPart:
         """Open a reasoning part, written like text."""
-        part_id = id or self._next_id("reasoning")
-        return TextPart(
-            self._sink,
-            ReasoningStart(id=part_id),
-            lambda delta: ReasoningDelta(id=part_id, delta=delta),
-            ReasoningEnd(id=part_id),
-        )
+        return TextPart(self._sink, REASONING, id or self._next_id("reasoning"))
 
     def step(self) -> Step:
         """Open a step: one model call. What is still open inside it is closed with it."""
@@ -144,3 +166,12 @@ class Writer(ABC):
     def _next_id(self, noun: str) -> str:
         self._parts += 1
         return f"{noun}-{self._parts}"
+
+
+def _waiting(chunks: trio.MemoryReceiveChannel[AnyChunk]) -> Iterator[AnyChunk]:
+    """Yield what a channel has now."""
+    try:
+        while True:
+            yield chunks.receive_nowait()
+    except (trio.WouldBlock, trio.EndOfChannel):
+        pass

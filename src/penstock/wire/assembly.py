@@ -33,7 +33,7 @@ Source: `processUIMessageStream`, `mergeObjects` and `AbstractChat` of the npm p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -69,7 +69,7 @@ from penstock.wire.chunks import (
     ToolOutputDenied,
     ToolOutputError,
 )
-from penstock.wire.partial_json import parse_partial_json
+from penstock.wire.pieces import Pieces, ToolInput, keep, put
 from penstock.wire.versions import SdkVersion, speaks
 
 
@@ -79,40 +79,6 @@ def assemble(chunks: Iterable[AnyChunk], message_id: str, sdk: SdkVersion = 7) -
     for chunk in chunks:
         assembly.apply(chunk)
     return assembly.message()
-
-
-class _Pieces:
-    """A part whose text is under way."""
-
-    __slots__ = ("part", "pieces")
-
-    def __init__(self, part: dict[str, Any]) -> None:
-        self.part = part
-        self.pieces: list[str] = []
-
-    def join(self) -> str:
-        text = "".join(self.pieces)
-        self.pieces[:] = [text]
-        return text
-
-    def settle(self) -> None:
-        self.part["text"] = self.join()
-
-
-class _ToolInput(_Pieces):
-    """A tool part whose input is under way."""
-
-    __slots__ = ("is_text", "sdk")
-
-    def __init__(self, part: dict[str, Any], is_text: bool, sdk: SdkVersion) -> None:
-        super().__init__(part)
-        self.is_text = is_text
-        self.sdk = sdk
-
-    def settle(self) -> None:
-        if self.pieces:
-            text = self.part["rawInput"] = self.join()
-            _put(self.part, input=text if self.is_text else parse_partial_json(text, self.sdk))
 
 
 class Assembly:
@@ -125,9 +91,9 @@ class Assembly:
         self._parts: list[dict[str, Any]] = []
         self._step = 0
         """Where the parts of the current step begin."""
-        self._text: dict[str, _Pieces] = {}
-        self._reasoning: dict[str, _Pieces] = {}
-        self._inputs: dict[str, _ToolInput] = {}
+        self._text: dict[str, Pieces] = {}
+        self._reasoning: dict[str, Pieces] = {}
+        self._inputs: dict[str, ToolInput] = {}
         self._calls: dict[str, dict[str, Any]] = {}
         self._step_calls: set[str] = set()
         """Those that began in the current step. Of others, input makes a new part: an id may be used again after its
@@ -144,6 +110,16 @@ class Assembly:
             act = _ACTS.get(type(chunk))
             if act is not None:
                 act(self, chunk)
+
+    def apply_deltas(self, chunks: Sequence[AnyChunk]) -> None:
+        """Take in legal deltas of one part, without provider metadata."""
+        first = chunks[0]
+        if isinstance(first, ToolInputDelta):
+            self._inputs[first.tool_call_id].pieces += [chunk.input_text_delta for chunk in chunks]  # type: ignore[union-attr]
+        else:
+            assert isinstance(first, TextDelta | ReasoningDelta)
+            pieces = (self._text if isinstance(first, TextDelta) else self._reasoning)[first.id].pieces
+            pieces += [chunk.delta for chunk in chunks]  # type: ignore[union-attr]
 
     def message(self) -> dict[str, Any]:
         """Return the message so far, ready for JSON. What is nested in its parts must not be changed."""
@@ -187,30 +163,30 @@ class Assembly:
 
     def _open(
         self,
-        open_parts: dict[str, _Pieces],
+        open_parts: dict[str, Pieces],
         part_id: str,
         part: dict[str, Any],
         chunk: TextStart | ReasoningStart,
     ) -> None:
         part |= {"text": "", "state": "streaming"}
-        _put(part, providerMetadata=chunk.provider_metadata)
+        put(part, providerMetadata=chunk.provider_metadata)
         if part_id in open_parts:  # of a step that was reset, which versions before 7 aren't told
             open_parts[part_id].settle()
-        open_parts[part_id] = _Pieces(part)
+        open_parts[part_id] = Pieces(part)
         self._parts.append(part)
 
     def _add_text(self, chunk: TextDelta | ReasoningDelta) -> None:
         pieces = (self._text if type(chunk) is TextDelta else self._reasoning)[chunk.id]
         pieces.pieces.append(chunk.delta)
-        _keep(pieces.part, providerMetadata=chunk.provider_metadata)
+        keep(pieces.part, providerMetadata=chunk.provider_metadata)
 
     def _end_text(self, chunk: TextEnd | ReasoningEnd) -> None:
         pieces = (self._text if isinstance(chunk, TextEnd) else self._reasoning).pop(chunk.id)
         pieces.settle()
         pieces.part["state"] = "done"
-        _keep(pieces.part, providerMetadata=chunk.provider_metadata)
+        keep(pieces.part, providerMetadata=chunk.provider_metadata)
         if isinstance(chunk, TextEnd) and self._sdk == 7:
-            _keep(pieces.part, citations=chunk.citations)
+            keep(pieces.part, citations=chunk.citations)
 
     def _add_part(
         self, chunk: File | ReasoningFile | SourceUrl | SourceDocument | Custom | SteeringMessage
@@ -234,8 +210,8 @@ class Assembly:
     def _start_input(self, chunk: ToolInputStart) -> None:
         part = self._call(chunk, "input-streaming", inputEncoding=self._unless_5(chunk.input_encoding))
         is_text = chunk.input_encoding == "text" and self._sdk > 5
-        self._inputs[chunk.tool_call_id] = _ToolInput(part, is_text, self._sdk)
-        _keep(
+        self._inputs[chunk.tool_call_id] = ToolInput(part, is_text, self._sdk)
+        keep(
             part,
             title=self._unless_5(chunk.title),
             callProviderMetadata=self._unless_5(chunk.provider_metadata),
@@ -243,16 +219,16 @@ class Assembly:
 
     def _set_input(self, chunk: ToolInputAvailable) -> None:
         part = self._call(chunk, "input-available", input=chunk.input)
-        _keep(part, title=self._unless_5(chunk.title), callProviderMetadata=chunk.provider_metadata)
+        keep(part, title=self._unless_5(chunk.title), callProviderMetadata=chunk.provider_metadata)
 
     def _fail_input(self, chunk: ToolInputError) -> None:
         is_new = chunk.tool_call_id not in self._step_calls
         key = "input" if self._sdk == 7 or chunk.dynamic is True else "rawInput"
         part = self._call(chunk, "output-error", errorText=chunk.error_text, **{key: chunk.input})
         if self._sdk > 5:
-            _keep(part, resultProviderMetadata=chunk.provider_metadata)
+            keep(part, resultProviderMetadata=chunk.provider_metadata)
         elif is_new:
-            _keep(part, callProviderMetadata=chunk.provider_metadata)
+            keep(part, callProviderMetadata=chunk.provider_metadata)
 
     def _set_output(self, chunk: ToolOutputAvailable) -> None:
         part = self._call(
@@ -262,14 +238,14 @@ class Assembly:
             output=chunk.output,
             preliminary=chunk.preliminary,
         )
-        _keep(part, resultProviderMetadata=self._unless_5(chunk.provider_metadata))
+        keep(part, resultProviderMetadata=self._unless_5(chunk.provider_metadata))
 
     def _fail(self, chunk: ToolOutputError) -> None:
         input = self._input(chunk)
         part = self._calls[chunk.tool_call_id]
         raw_input = UNSET if part["type"] == "dynamic-tool" else part.get("rawInput", UNSET)
         self._call(chunk, "output-error", input=input, rawInput=raw_input, errorText=chunk.error_text)
-        _keep(part, resultProviderMetadata=self._unless_5(chunk.provider_metadata))
+        keep(part, resultProviderMetadata=self._unless_5(chunk.provider_metadata))
 
     def _deny(self, chunk: ToolOutputDenied) -> None:
         self._calls[chunk.tool_call_id]["state"] = "output-denied"
@@ -278,10 +254,10 @@ class Assembly:
         part = self._calls[chunk.tool_call_id]
         part["state"] = "approval-requested"
         approval: dict[str, Any] = {"id": chunk.approval_id}
-        _keep(approval, descriptor=chunk.approval_descriptor, signature=chunk.signature)
-        _put(approval, inputSchemaInput=chunk.input_schema_input)
+        keep(approval, descriptor=chunk.approval_descriptor, signature=chunk.signature)
+        put(approval, inputSchemaInput=chunk.input_schema_input)
         if self._sdk == 7:
-            _keep(approval, requestReason=chunk.reason, isAutomatic=chunk.is_automatic or UNSET)
+            keep(approval, requestReason=chunk.reason, isAutomatic=chunk.is_automatic or UNSET)
         part["approval"] = approval
 
     def _answer(self, chunk: ToolApprovalResponse) -> None:
@@ -290,8 +266,8 @@ class Assembly:
         )
         part["state"] = "approval-responded"
         part["approval"] = part["approval"] | {"approved": chunk.approved}
-        _keep(part["approval"], reason=chunk.reason)
-        _keep(part, providerExecuted=chunk.provider_executed, callProviderMetadata=chunk.provider_metadata)
+        keep(part["approval"], reason=chunk.reason)
+        keep(part, providerExecuted=chunk.provider_executed, callProviderMetadata=chunk.provider_metadata)
 
     def _call(
         self,
@@ -318,10 +294,10 @@ class Assembly:
             self._step_calls.add(call_id)
             self._parts.append(part)
         part["state"] = state
-        _put(part, **{**_CALL_FIELDS, **fields})
+        put(part, **{**_CALL_FIELDS, **fields})
         if self._sdk > 5 or chunk.dynamic is not True or not isinstance(chunk, ToolOutputAvailable):
-            _keep(part, providerExecuted=chunk.provider_executed)
-        _keep(part, toolMetadata=self._unless_5(chunk.tool_metadata))
+            keep(part, providerExecuted=chunk.provider_executed)
+        keep(part, toolMetadata=self._unless_5(chunk.tool_metadata))
         return part
 
     def _input(self, chunk: ToolOutputAvailable | ToolOutputError) -> Any:
@@ -367,22 +343,6 @@ _ACTS: dict[type[AnyChunk], Callable[[Assembly, Any], None]] = {
     ToolOutputDenied: Assembly._deny,
 }
 """What is not here leaves no trace: `error`, `abort`, `finish-step`."""
-
-
-def _put(part: dict[str, Any], **fields: Any) -> None:
-    """Set fields to copies of these values; remove those that are UNSET."""
-    for key, value in fields.items():
-        if value is UNSET:
-            part.pop(key, None)
-        else:
-            part[key] = msgspec.to_builtins(value)
-
-
-def _keep(part: dict[str, Any], **fields: Any) -> None:
-    """Set fields to copies of these values; leave those that are UNSET or null as they are."""
-    for key, value in fields.items():
-        if value is not UNSET and value is not None:
-            part[key] = msgspec.to_builtins(value)
 
 
 def _merged(old: Any, new: Any) -> Any:

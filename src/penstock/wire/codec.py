@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Sequence
 from enum import Enum
 from typing import Any, TypeVar, get_args
 
 import msgspec
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
 from penstock.errors import LimitExceededError, LocalProtocolError, RemoteProtocolError
 from penstock.limits import WIRE, WireLimits
@@ -38,6 +39,7 @@ _WRONG_VALUE = re.compile(r".* - at `\$\.?([\w.\[\]]{1,200})`", re.DOTALL)
 _MISSING_FIELD = re.compile(r"Object missing required field `(\w{1,64})`(?: - at `\$\.?([\w.\[\]]{1,200})`)?")
 
 _write = msgspec.json.Encoder().encode
+_write_lines = msgspec.json.Encoder().encode_lines
 # float() is linear in the digits. msgspec's own reading of a number takes 25 us near the ends of the range: a second
 # for a hostile megabyte.
 _read = msgspec.json.Decoder(float_hook=float).decode
@@ -73,10 +75,35 @@ def encode(chunk: AnyChunk, *, limits: WireLimits = WIRE) -> bytes:
     except (TypeError, ValueError) as error:
         raise LocalProtocolError(f"{_name(chunk)} has no JSON form: {error}") from error
     if len(json) > limits.chunk_bytes:
-        raise LocalProtocolError(
-            f"{_name(chunk)} takes {len(json)} bytes, more than the {limits.chunk_bytes} that a chunk may have"
-        )
+        raise _too_long(chunk, len(json), limits)
     return json
+
+
+def encode_deltas(chunks: Sequence[AnyChunk]) -> list[bytes] | None:
+    """Encode chunks as `encode` does, in half the time, if they are deltas of one part; None if they are anything else.
+
+    Raises:
+        LocalProtocolError: as `encode`.
+    """
+    kinds = set(map(type, chunks))
+    if kinds == {TextDelta} or kinds == {ReasoningDelta}:
+        fields = {(chunk.id, type(chunk.delta), type(chunk.provider_metadata)) for chunk in chunks}  # type: ignore[union-attr]
+        if len(fields) != 1 or next(iter(fields))[1:] != (str, UnsetType):
+            return None
+    elif kinds == {ToolInputDelta}:
+        inputs = {(chunk.tool_call_id, type(chunk.input_text_delta)) for chunk in chunks}  # type: ignore[union-attr]
+        if len(inputs) != 1 or next(iter(inputs))[1] is not str:
+            return None
+    else:
+        return None
+    try:
+        # No JSON has a raw line feed in it.
+        jsons = _write_lines(chunks).split(b"\n")[:-1]
+    except (TypeError, ValueError) as error:
+        raise LocalProtocolError(f"{_name(chunks[0])} has no JSON form: {error}") from error
+    if (longest := max(map(len, jsons))) > WIRE.chunk_bytes:
+        raise _too_long(chunks[0], longest, WIRE)
+    return jsons
 
 
 def encode_json(value: object) -> bytes:
@@ -201,6 +228,12 @@ def _encode_checked(chunk: AnyChunk, limits: WireLimits) -> bytes:
     except msgspec.ValidationError as error:
         raise LocalProtocolError(f"{_name(chunk)} has a wrong field: {error}") from error
     return json
+
+
+def _too_long(chunk: AnyChunk, size: int, limits: WireLimits) -> LocalProtocolError:
+    return LocalProtocolError(
+        f"{_name(chunk)} takes {size} bytes, more than the {limits.chunk_bytes} that a chunk may have"
+    )
 
 
 def _name(chunk: AnyChunk) -> str:
