@@ -43,6 +43,8 @@ class Registration:
 class OnClose:
     """The callbacks of one connection."""
 
+    __slots__ = ("_callback_s", "_metrics", "_pending", "_reason", "errors")
+
     def __init__(self, callback_s: float, metrics: Metrics) -> None:
         self._callback_s = callback_s
         self._metrics = metrics

@@ -24,6 +24,7 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import asynccontextmanager
+from typing import TypeAlias
 
 import msgspec
 import trio
@@ -45,6 +46,9 @@ _FRAMES_PER_CHECKPOINT = 32
 """Frames sent in a row without a scheduler pass: a client that takes everything at once must not hold the others."""
 
 
+Channel: TypeAlias = tuple[trio.MemorySendChannel[bytes], trio.MemoryReceiveChannel[bytes]]
+
+
 class ConnectionStatistics(msgspec.Struct, frozen=True):
     """What a connection has done, and what waits in it now."""
 
@@ -62,14 +66,13 @@ class Connection:
     __slots__ = (
         "_bytes",
         "_callbacks",
+        "_channel",
         "_closed",
         "_drained",
         "_ending",
         "_ending_reason",
         "_fast",
         "_frames",
-        "_frames_receive",
-        "_frames_send",
         "_keepalives",
         "_last_write",
         "_limits",
@@ -99,7 +102,8 @@ class Connection:
         self._limits = limits
         self._metrics = metrics
         self._callbacks = OnClose(limits.callback_s, metrics)
-        self._frames_send, self._frames_receive = trio.open_memory_channel[bytes](limits.frames)
+        self._channel: Channel | None = trio.open_memory_channel[bytes](limits.frames)
+        """From the producer to the writer; None while the writer is at rest."""
         self._room = trio.lowlevel.ParkingLot()
         self._closed = trio.lowlevel.ParkingLot()
         self._fast = False
@@ -174,13 +178,15 @@ class Connection:
 
     def _queue(self, frame: bytes) -> bool:
         """Put a frame into the channel if there is room. One that is larger than the whole allowance passes alone."""
-        if self.close_reason is not None or (
-            self._waiting_bytes and self._waiting_bytes + len(frame) > self._limits.queue_bytes
-        ):
+        if self.close_reason is not None or self._ending_reason is not None:
             return False
+        if self._waiting_bytes and self._waiting_bytes + len(frame) > self._limits.queue_bytes:
+            return False
+        if self._channel is None:
+            self._channel = trio.open_memory_channel[bytes](self._limits.frames)
         try:
-            self._frames_send.send_nowait(frame)
-        except (trio.WouldBlock, trio.ClosedResourceError):
+            self._channel[0].send_nowait(frame)
+        except trio.WouldBlock:
             return False
         self._waiting_bytes += len(frame)
         self._frames += 1
@@ -201,7 +207,8 @@ class Connection:
         After `drain_s` the stream is cut instead. Idempotent. Cancelled, it is still closing.
         """
         self._ending_reason = reason
-        self._frames_send.close()
+        if self._channel is not None:
+            self._channel[0].close()
         self._wake_writer()
         with trio.move_on_after(self._limits.drain_s):
             while self.close_reason is None:
@@ -228,7 +235,7 @@ class Connection:
             writes=self._writes,
             bytes_written=self._bytes,
             keepalives=self._keepalives,
-            waiting_frames=self._frames_send.statistics().current_buffer_used,
+            waiting_frames=0 if self._channel is None else self._channel[0].statistics().current_buffer_used,
             waiting_bytes=self._waiting_bytes,
         )
 
@@ -249,25 +256,30 @@ class Connection:
 
     async def _write(self) -> None:
         """The writer task: nothing else touches the sending side of the transport meanwhile."""
-        frames = self._frames_receive
         try:
-            try:
-                while True:
-                    try:
-                        waiting = [frames.receive_nowait()]
-                    except trio.WouldBlock:
-                        if self._transport.direct:
-                            self._fast = True
-                            return
-                        waiting = [await frames.receive()]
-                    data = b"".join([*waiting, *_all_of(frames)])
-                    await self._write_once(data)
-                    self._waiting_bytes -= len(data)
-                    self._room.unpark_all()
-            except trio.EndOfChannel:
-                await self._write_once(self._ending)
-                self._drained = True
-                await self._timed(self._transport.finish())
+            while self._channel is not None:
+                frames = self._channel[1]
+                try:
+                    waiting = [frames.receive_nowait()]
+                except trio.WouldBlock:
+                    if self._transport.direct:
+                        self._channel = None
+                        self._fast = True
+                        return
+                    waiting = [await frames.receive()]
+                data = b"".join([*waiting, *_all_of(frames)])
+                await self._write_once(data)
+                self._waiting_bytes -= len(data)
+                self._room.unpark_all()
+        except trio.EndOfChannel:
+            pass
+        except OSError:
+            self.close(CloseReason.client_gone)
+            return
+        try:
+            await self._write_once(self._ending)
+            self._drained = True
+            await self._timed(self._transport.finish())
         except OSError:
             self.close(CloseReason.client_gone)
         self.close(self._ending_reason or CloseReason.finished)

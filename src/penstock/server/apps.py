@@ -12,7 +12,6 @@ its client left has done nothing wrong: that is not logged.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, Protocol
@@ -47,7 +46,8 @@ class Inbox:
         self.ended = False
         self._disconnect = disconnect
         self._unread_bytes = unread_bytes
-        self._messages: deque[tuple[Message, int]] = deque()
+        # A list: there are one or two, and an empty deque takes 600 bytes.
+        self._messages: list[tuple[Message, int]] = []
         self._bytes = 0
         self._changed = trio.lowlevel.ParkingLot()
         self._on_end: Callable[[], None] | None = None
@@ -96,7 +96,7 @@ class Inbox:
             if self.ended:
                 return self._disconnect
             await self._changed.park()
-        message, size = self._messages.popleft()
+        message, size = self._messages.pop(0)
         self._bytes -= size
         self._changed.unpark_all()
         return message
@@ -108,6 +108,8 @@ class AppTasks:
     Hypercorn's own gives each app a channel of ten messages: an app that does not read blocks the reader, and with it
     the news that the client left (`test_a_body_nobody_reads_does_not_hide_the_disconnect`).
     """
+
+    __slots__ = ("_client", "_going_away", "_inboxes", "_limits", "_metrics", "_nursery")
 
     def __init__(
         self,
@@ -123,7 +125,7 @@ class AppTasks:
         self._going_away = going_away
         self._limits = limits
         self._metrics = metrics
-        self._inboxes: set[Inbox] = set()
+        self._inboxes: list[Inbox] = []
 
     async def spawn_app(
         self,
@@ -141,7 +143,7 @@ class AppTasks:
         scope["extensions"]["penstock.server"] = self._going_away
         if (stream := self._client.direct_stream(inbox)) is not None:
             scope["extensions"]["penstock.stream"] = stream
-        self._inboxes.add(inbox)
+        self._inboxes.append(inbox)
         self._metrics.count("server_requests", type=scope["type"])
         self._nursery.start_soon(self._run, app, scope, inbox, send)
         return partial(inbox.put, client=self._client)
@@ -152,7 +154,7 @@ class AppTasks:
 
     def end_all(self) -> None:
         """Tell every app of this client that it has left. Synchronous."""
-        for inbox in self._inboxes:
+        for inbox in list(self._inboxes):
             inbox.end()
 
     async def _run(
@@ -174,6 +176,6 @@ class AppTasks:
             path = one_line(scope["path"])
             logger.error("the app failed at %s: %s\n%s", path, summary(error), indented_traceback(error))
         finally:
-            self._inboxes.discard(inbox)
+            self._inboxes.remove(inbox)
         # Not reached when cancelled: then the client's socket is being closed under all of this.
         await send(None)

@@ -64,6 +64,7 @@ class Http1(H11Protocol):
             server,
             peer.send,
         )
+        del self.can_read  # Of no use to our reading half, and one for each client.
         self._peer = peer
         self._phase = _Phase.idle
         self._paused = False

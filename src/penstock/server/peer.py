@@ -66,6 +66,26 @@ class Service:
 class Peer:
     """One client's socket, from accept to close."""
 
+    __slots__ = (
+        "_backlog",
+        "_deadline",
+        "_flushed",
+        "_flushing",
+        "_kicked",
+        "_linger",
+        "_nursery",
+        "_protocol",
+        "_sends",
+        "_tcp",
+        "_tls",
+        "_wait",
+        "address",
+        "apps",
+        "closing",
+        "limits",
+        "service",
+    )
+
     def __init__(self, service: Service, tcp: TcpStream, address: tuple[str, int] | None) -> None:
         self.service = service
         self.limits = service.limits

@@ -30,6 +30,8 @@ class TcpStream(trio.abc.Stream):
     `trio.ClosedResourceError`. The file descriptor is never used after them, so that its number may be used again.
     """
 
+    __slots__ = ("_socket",)
+
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         self._socket = sock
@@ -62,13 +64,15 @@ class TcpStream(trio.abc.Stream):
             try:
                 data = self._socket.recv(max_bytes or 1 << 16)
             except BlockingIOError:
-                await trio.lowlevel.wait_readable(self._socket)
+                pass
             except OSError as error:
                 raise trio.BrokenResourceError(f"the peer is gone: {error}") from error
             else:
                 # … and must not keep the other tasks from running.
                 await trio.lowlevel.cancel_shielded_checkpoint()
                 return data
+            # Not in the handler, which would keep 600 bytes of an exception for as long as the client is silent.
+            await trio.lowlevel.wait_readable(self._socket)
         raise trio.ClosedResourceError("this side closed the socket")
 
     async def wait_send_all_might_not_block(self) -> None:

@@ -6,7 +6,7 @@ last few, so that a watcher which is a little late misses nothing, and says so t
 
 from __future__ import annotations
 
-from collections import deque
+from collections.abc import Callable
 from types import TracebackType
 from typing import NamedTuple, Self
 
@@ -28,17 +28,25 @@ class Begun(NamedTuple):
 
 
 class Feed:
-    """One chat's turns, from the first watcher's coming on."""
+    """One chat's turns, from the first watcher's coming on.
 
-    def __init__(self) -> None:
-        self._begun: deque[Begun] = deque(maxlen=REMEMBERED)
+    Args:
+        idle: called when the last watcher has left.
+    """
+
+    __slots__ = ("_begun", "_count", "_idle", "_news", "_watchers")
+
+    def __init__(self, idle: Callable[[], object]) -> None:
+        self._idle = idle
+        self._begun: list[Begun] = []
         self._count = 0
         self._news = trio.lowlevel.ParkingLot()
-        self.watchers = 0
+        self._watchers = 0
 
     def add(self, begun: Begun) -> None:
         """Tell the watchers."""
         self._begun.append(begun)
+        del self._begun[:-REMEMBERED]
         self._count += 1
         self._news.unpark_all()
 
@@ -50,18 +58,22 @@ class Feed:
 class Watcher:
     """One watcher's place in a feed."""
 
+    __slots__ = ("_feed", "_next")
+
     def __init__(self, feed: Feed, next_: int) -> None:
         self._feed = feed
         self._next = next_
 
     def __enter__(self) -> Self:
-        self._feed.watchers += 1
+        self._feed._watchers += 1
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._feed.watchers -= 1
+        self._feed._watchers -= 1
+        if not self._feed._watchers:
+            self._feed._idle()
 
     async def next_turn(self) -> Begun | None:
         """Sleep until a turn has begun and return it; None if some were missed, after which the next is the newest."""

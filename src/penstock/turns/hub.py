@@ -13,8 +13,8 @@ whoever looks; see `leases.py`.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -36,6 +36,7 @@ from penstock.metrics import Metrics, NopMetrics
 from penstock.turns.approvals import Verdict
 from penstock.turns.claim import claim, lapsed
 from penstock.turns.continuation import decisions
+from penstock.turns.draining import Draining
 from penstock.turns.feed import Begun, Feed, Watcher
 from penstock.turns.flusher import Flusher
 from penstock.turns.handle import TurnHandle
@@ -91,7 +92,7 @@ class Hub:
         self._beginning: dict[str, trio.Event] = {}
         """Chats for which the store is being asked, so that this process asks once at a time."""
         self._quiet = trio.lowlevel.ParkingLot()
-        self.draining = trio.Event()
+        self.draining = Draining()
         """Set when the hub begins to close: watchers do well to go elsewhere."""
 
     async def start_turn(
@@ -260,16 +261,12 @@ class Hub:
             chat = await self._store.chat(chat_id)
         return chat
 
-    @contextmanager
-    def watch(self, chat_id: str) -> Iterator[Watcher]:
-        """Watch which turns of a chat begin, until the block ends. It starts and stops nothing."""
-        feed = self._feeds.setdefault(chat_id, Feed())
-        try:
-            with feed.watch() as watcher:
-                yield watcher
-        finally:
-            if not feed.watchers:
-                self._feeds.pop(chat_id, None)
+    def watch(self, chat_id: str) -> Watcher:
+        """Watch which turns of a chat begin: `with` it, until the block ends. It starts and stops nothing."""
+        feed = self._feeds.get(chat_id)
+        if feed is None:
+            feed = self._feeds[chat_id] = Feed(partial(self._feeds.pop, chat_id, None))
+        return feed.watch()
 
     def _tell_watchers(self, begun: Begun) -> None:
         feed = self._feeds.get(begun.turn.chat_id)
@@ -341,7 +338,7 @@ class Hub:
 
         Cancelled, it leaves the running turns running.
         """
-        self.draining.set()
+        self.draining.begin()
         with trio.move_on_after(grace_s):
             while self._running or self._beginning:
                 await self._quiet.park()
@@ -392,6 +389,6 @@ async def open_hub(
             flusher_nursery.start_soon(hub._fan_out.run)
             flusher_nursery.start_soon(keep_leases, store, hub._running, hub.look_after, limits.hub)
             yield hub
-            hub.draining.set()
+            hub.draining.begin()
             turn_nursery.cancel_scope.cancel("the hub is closing")
         flusher_nursery.cancel_scope.cancel("the hub is closed")

@@ -16,6 +16,7 @@ import trio
 
 from penstock.asgi import ASGIApp, Receive, Scope, Send
 from penstock.connections.connection import open_connection
+from penstock.connections.keepalive import Keepalive
 from penstock.connections.pump import pump
 from penstock.connections.transport import AsgiTransport
 from penstock.errors import (
@@ -100,6 +101,7 @@ class Streams:
         self._retention = retention
         self._limits = limits
         self._metrics = metrics
+        self._keepalive = Keepalive()
         self.hub: Hub | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -152,6 +154,7 @@ class Streams:
             self.hub = hub
             try:
                 async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._keepalive.run)
                     if server is not None:
                         nursery.start_soon(_drain_with, hub, server["draining"], server["drain_s"])
                     await self._behind(scope, receive, send)
@@ -250,6 +253,7 @@ class Streams:
                 metrics=self._metrics,
                 opening=comment("ok") + b"retry: %d\n\n" % round(retry_s() * 1000),
                 ending=b"",
+                keepalive=self._keepalive,
             ) as connection:
                 await watch(
                     hub,
@@ -342,7 +346,10 @@ class Streams:
             )
             try:
                 async with open_connection(
-                    transport, limits=self._limits.connection, metrics=self._metrics
+                    transport,
+                    limits=self._limits.connection,
+                    metrics=self._metrics,
+                    keepalive=self._keepalive,
                 ) as connection:
                     if holds:
                         turn.holder_came()

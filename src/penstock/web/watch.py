@@ -21,8 +21,6 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-import trio
-
 from penstock.closing import CloseReason
 from penstock.connections.connection import Connection
 from penstock.connections.pump import pump
@@ -102,6 +100,103 @@ class Filter:
         return self.event(kind if self._envelope else "chunk", chunk, entry.id.decode("ascii"))
 
 
+class _Watch:
+    """One watcher's events, to the connection's end."""
+
+    __slots__ = ("_chat_id", "_connection", "_hub", "_limits", "_metrics", "_shown", "_wanted")
+
+    def __init__(
+        self, hub: Hub, chat_id: str, connection: Connection, wanted: Filter, limits: Limits, metrics: Metrics
+    ) -> None:
+        self._hub = hub
+        self._chat_id = chat_id
+        self._connection = connection
+        self._wanted = wanted
+        self._limits = limits
+        self._metrics = metrics
+        self._shown: tuple[str, int] = ("", -1)
+        """The last turn that was shown, and its last offset."""
+
+    async def run(self, last_event_id: str | None) -> None:
+        """Send what there is, then what comes."""
+        with self._hub.watch(self._chat_id) as watcher:
+            await self._begin(last_event_id)
+            while True:
+                begun = await watcher.next_turn()
+                if begun is None:
+                    await self._say("gap", {"reason": "more turns began than could be followed"})
+                    turn, after = await self._snapshot()
+                    if turn is not None:
+                        await self._follow(turn, after)
+                elif begun.turn.id != self._shown[0] or begun.turn.first_entry > self._shown[1]:
+                    if begun.message.role == "user":
+                        await self._say("message", begun.message)
+                    await self._follow(begun.turn, begun.turn.first_entry - 1)
+                # else it began while the snapshot was taken, and was in it
+
+    def closing(self, reason: CloseReason, position: str | None = None) -> bytes:
+        """Frame the last event."""
+        retry_ms = round(retry_s() * 1000)
+        data = {"reason": reason.value, "reconnect": reason.reconnect, "retryMs": retry_ms}
+        if position is not None:
+            data["position"] = position
+        return b"retry: %d\n%b" % (retry_ms, self._wanted.event("closing", data))
+
+    async def _begin(self, last_event_id: str | None) -> None:
+        if self._wanted.ignored:
+            await self._say("notice", {"ignored": self._wanted.ignored})
+        resumed = None if last_event_id is None else await _resumed(self._hub, self._chat_id, last_event_id)
+        if resumed is not None:
+            turn, after = resumed
+            newest = await self._hub.newest_turn(self._chat_id)
+            if newest is None or newest.id == turn.id:
+                await self._follow(turn, after)
+                return
+            await self._follow(turn, after)
+        elif last_event_id is not None:
+            await self._say("gap", {"reason": "this position is not in the journal any more"})
+        shown, after = await self._snapshot()
+        if shown is not None and (resumed is not None or shown.state is TurnState.running):
+            await self._follow(shown, after)
+
+    async def _say(self, event: str, value: object, id: str = "") -> None:
+        if self._wanted.wants(event):
+            await self._connection.send_frame(self._wanted.event(event, value, id))
+
+    async def _snapshot(self) -> tuple[TurnHandle | None, int]:
+        turn = await self._hub.newest_turn(self._chat_id)
+        record = await self._hub.chat(self._chat_id)
+        after = -1 if turn is None else turn.entries - 1
+        state = (
+            {"id": self._chat_id, "turn": None, "messages": []}
+            if record is None
+            else chat_state(record, turn)
+        )
+        self._shown = ("" if turn is None else turn.id, after)
+        await self._say(
+            "snapshot", state, "" if turn is None or turn.position is None else str(turn.position)
+        )
+        return turn, after
+
+    async def _follow(self, turn: TurnHandle, after: int) -> None:
+        with turn.follow(after) as subscription:
+
+            def farewell() -> bytes:
+                position = Position(turn.id, turn.record.epoch, turn.entries - subscription.lag - 1)
+                return self.closing(CloseReason.slow_consumer, str(position))
+
+            await pump(
+                subscription,
+                self._connection,
+                self._wanted,
+                limits=self._limits.viewer,
+                metrics=self._metrics,
+                farewell=farewell,
+            )
+        await self._say("message", turn.message(), str(turn.position))
+        self._shown = (turn.id, turn.entries - 1)
+
+
 async def watch(
     hub: Hub,
     chat_id: str,
@@ -117,85 +212,10 @@ async def watch(
     Raises:
         StoreUnavailableError: if it is not known how a turn goes on. The connection must be cut then.
     """
-
-    async def say(event: str, value: object, id: str = "") -> None:
-        if wanted.wants(event):
-            await connection.send_frame(wanted.event(event, value, id))
-
-    def closing(reason: CloseReason, more: dict[str, str]) -> bytes:
-        retry_ms = round(retry_s() * 1000)
-        data = {"reason": reason.value, "reconnect": reason.reconnect, "retryMs": retry_ms, **more}
-        return b"retry: %d\n%b" % (retry_ms, wanted.event("closing", data))
-
-    shown: tuple[str, int] = ("", -1)
-    """The last turn that was shown, and its last offset."""
-
-    async def follow(turn: TurnHandle, after: int) -> None:
-        nonlocal shown
-        with turn.follow(after) as subscription:
-
-            def farewell() -> bytes:
-                position = Position(turn.id, turn.record.epoch, turn.entries - subscription.lag - 1)
-                return closing(CloseReason.slow_consumer, {"position": str(position)})
-
-            await pump(
-                subscription,
-                connection,
-                wanted,
-                limits=limits.viewer,
-                metrics=metrics,
-                farewell=farewell,
-            )
-        await say("message", turn.message(), str(turn.position))
-        shown = (turn.id, turn.entries - 1)
-
-    async def snapshot() -> tuple[TurnHandle | None, int]:
-        nonlocal shown
-        turn = await hub.newest_turn(chat_id)
-        record = await hub.chat(chat_id)
-        after = -1 if turn is None else turn.entries - 1
-        state = {"id": chat_id, "turn": None, "messages": []} if record is None else chat_state(record, turn)
-        shown = ("" if turn is None else turn.id, after)
-        await say("snapshot", state, "" if turn is None or turn.position is None else str(turn.position))
-        return turn, after
-
-    async def run() -> None:
-        with hub.watch(chat_id) as watcher:
-            if wanted.ignored:
-                await say("notice", {"ignored": wanted.ignored})
-            turn, after = None, -1
-            resumed = None if last_event_id is None else await _resumed(hub, chat_id, last_event_id)
-            if resumed is not None:
-                turn, after = resumed
-                newest = await hub.newest_turn(chat_id)
-                if newest is not None and newest.id != turn.id:
-                    await follow(turn, after)
-                    turn, after = await snapshot()
-            else:
-                if last_event_id is not None:
-                    await say("gap", {"reason": "this position is not in the journal any more"})
-                turn, after = await snapshot()
-            if turn is not None and (resumed is not None or turn.state is TurnState.running):
-                await follow(turn, after)
-            while True:
-                begun = await watcher.next_turn()
-                if begun is None:
-                    await say("gap", {"reason": "more turns began than could be followed"})
-                    turn, after = await snapshot()
-                    if turn is not None:
-                        await follow(turn, after)
-                    continue
-                if begun.turn.id == shown[0] and begun.turn.first_entry <= shown[1]:
-                    continue  # it began while the snapshot was taken, and was in it
-                if begun.message.role == "user":
-                    await say("message", begun.message)
-                await follow(begun.turn, begun.turn.first_entry - 1)
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(run)
-        await hub.draining.wait()
-        nursery.cancel_scope.cancel("the hub is closing")
-    await connection.send_frame(closing(CloseReason.drain, {}))
+    watch = _Watch(hub, chat_id, connection, wanted, limits, metrics)
+    with hub.draining.cut():
+        await watch.run(last_event_id)
+    await connection.send_frame(watch.closing(CloseReason.drain))
 
 
 async def _resumed(hub: Hub, chat_id: str, last_event_id: str) -> tuple[TurnHandle, int] | None:

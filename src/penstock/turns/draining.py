@@ -1,0 +1,38 @@
+"""A hub's end: it begins once, and whoever has to stop for it is told."""
+
+from __future__ import annotations
+
+import weakref
+
+import trio
+
+
+class Draining:
+    """Whether a hub takes no more turns because it is about to close."""
+
+    def __init__(self) -> None:
+        self._began = trio.Event()
+        self._scopes: weakref.WeakSet[trio.CancelScope] = weakref.WeakSet()
+
+    def is_set(self) -> bool:
+        """Whether it has begun."""
+        return self._began.is_set()
+
+    async def wait(self) -> None:
+        """Sleep until it begins."""
+        await self._began.wait()
+
+    def begin(self) -> None:
+        """Begin. Only the first call counts."""
+        self._began.set()
+        for scope in list(self._scopes):
+            scope.cancel("the hub is closing")
+
+    def cut(self) -> trio.CancelScope:
+        """Return a scope that is cancelled when it begins: for the many who would else need a task to wait in."""
+        scope = trio.CancelScope()
+        if self._began.is_set():
+            scope.cancel("the hub is closing")
+        else:
+            self._scopes.add(scope)
+        return scope
