@@ -167,10 +167,13 @@ class MemoryTransport:
         """See `Transport.abort`."""
         self.aborted = True
 
-    async def watch(self, gone: Callable[[], None]) -> None:
-        """See `Transport.watch`."""
+    def on_gone(self, gone: Callable[[], None]) -> bool:
+        """See `Transport.on_gone`."""
+        return False
+
+    async def wait_gone(self) -> None:
+        """See `Transport.wait_gone`."""
         await self.gone.wait()
-        gone()
 
 
 class CancelAtStep(trio.abc.Instrument):

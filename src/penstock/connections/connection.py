@@ -206,13 +206,28 @@ class Connection:
 
         After `drain_s` the stream is cut instead. Idempotent. Cancelled, it is still closing.
         """
-        self._ending_reason = reason
-        if self._channel is not None:
-            self._channel[0].close()
+        self._begin_ending(reason)
         self._wake_writer()
         with trio.move_on_after(self._limits.drain_s):
             while self.close_reason is None:
                 await self._closed.park()
+        self.close(CloseReason.write_stalled)
+
+    def _begin_ending(self, reason: CloseReason) -> None:
+        self._ending_reason = reason
+        if self._channel is not None:
+            self._channel[0].close()
+
+    async def _end(self) -> None:
+        """End as finished, when nobody but the caller can write any more."""
+        if not self._fast:
+            await self.aclose()
+            return
+        # The writer is at rest, and is not needed for one write.
+        self._begin_ending(CloseReason.finished)
+        self._fast = False
+        with trio.move_on_after(self._limits.drain_s):
+            await self._write()
         self.close(CloseReason.write_stalled)
 
     def close(self, reason: CloseReason) -> None:
@@ -317,6 +332,11 @@ class Connection:
         # A write that begins or ends until then is seen before what it makes due.
         return min(due, now + stall_s, now + keepalive_s)
 
+    async def _watch(self) -> None:
+        """The watcher task."""
+        await self._transport.wait_gone()
+        self._client_gone()
+
     def _client_gone(self) -> None:
         # That a client leaves after the whole stream was written is not news.
         if not self._drained:
@@ -364,14 +384,15 @@ async def open_connection(
         async with trio.open_nursery() as nursery:
             connection = Connection(transport, limits, metrics, opening, ending, nursery)
             nursery.start_soon(connection._begin)
-            nursery.start_soon(transport.watch, connection._client_gone)
+            if not transport.on_gone(connection._client_gone):
+                nursery.start_soon(connection._watch)
             if keepalive is None:
                 keepalive = Keepalive()
                 nursery.start_soon(keepalive.run)
             keepalive.add(connection, connection.look(trio.current_time()))
             try:
                 yield connection
-                await connection.aclose()
+                await connection._end()
             except Exception as exc:
                 failure = exc
                 connection.close(CloseReason.failed)

@@ -48,11 +48,11 @@ class Transport(Protocol):
     def abort(self) -> None:
         """Cut the stream at once, as one that is not complete; a `write` that is stuck returns or raises."""
 
-    async def watch(self, gone: Callable[[], None]) -> None:
-        """Have `gone` called once when the client has gone.
+    def on_gone(self, gone: Callable[[], None]) -> bool:
+        """Have `gone` called once when the client has gone; False where the transport can't, see `wait_gone`."""
 
-        Returns at once where the transport can call by itself, and else sleeps until then.
-        """
+    async def wait_gone(self) -> None:
+        """Sleep until the client has gone."""
 
 
 class AsgiTransport:
@@ -102,12 +102,15 @@ class AsgiTransport:
         if self._stream is not None:
             self._stream.abort()
 
-    async def watch(self, gone: Callable[[], None]) -> None:
-        """See `Transport.watch`."""
-        if self._stream is not None:
-            self._stream.on_gone(gone)
-            return
+    def on_gone(self, gone: Callable[[], None]) -> bool:
+        """See `Transport.on_gone`."""
+        if self._stream is None:
+            return False
+        self._stream.on_gone(gone)
+        return True
+
+    async def wait_gone(self) -> None:
+        """See `Transport.wait_gone`."""
         # One task holds `receive` for the whole response: some servers lose the message when it is polled.
         while (await self._receive())["type"] != "http.disconnect":
             pass
-        gone()

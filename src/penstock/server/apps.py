@@ -91,11 +91,13 @@ class Inbox:
 
     async def receive(self) -> Message:
         """Return the next message; after the disconnect, the disconnect again. Cancelling it loses nothing."""
-        await trio.lowlevel.checkpoint()
         while not self._messages:
             if self.ended:
+                # An app may ask again and again.
+                await trio.lowlevel.checkpoint()
                 return self._disconnect
             await self._changed.park()
+        await trio.lowlevel.checkpoint_if_cancelled()
         message, size = self._messages.pop(0)
         self._bytes -= size
         self._changed.unpark_all()
