@@ -47,6 +47,7 @@ class _Text:
     def chunk(self) -> AnyChunk:
         """Join them."""
         text = "".join(self.deltas)
+        self.deltas[:] = [text]  # so that the next client costs only what came since
         match self.first:
             case ToolInputDelta(tool_call_id=call_id):
                 return ToolInputDelta(tool_call_id=call_id, input_text_delta=text)

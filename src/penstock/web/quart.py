@@ -24,10 +24,11 @@ from penstock.turns.approvals import Decision, Verdict
 from penstock.turns.hub import Hub, Recover
 from penstock.turns.runner import ErrorText
 from penstock.turns.turn import Producer
+from penstock.web.answers import OnConflict
 from penstock.web.auth import NO_CHAT, Action, Authorize, allow_everyone, authorized
 from penstock.web.request import HttpError
 from penstock.web.state import chat_state, turn_state
-from penstock.web.streams import OnConflict, Streams
+from penstock.web.streams import Streams
 from penstock.wire.codec import decode_json, encode_json
 from penstock.wire.messages import check_chat_id
 from penstock.wire.versions import DEFAULT_SDK_VERSION, SdkVersion

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 import trio
 
@@ -23,17 +23,15 @@ from penstock.errors import (
     ClientGoneError,
     RemoteProtocolError,
     StoreUnavailableError,
-    TurnConflictError,
-    TurnNotFoundError,
 )
 from penstock.journal.store import Retention
 from penstock.limits import Limits
 from penstock.metrics import Metrics
-from penstock.turns.claim import SUPERSEDED
 from penstock.turns.handle import TurnHandle
-from penstock.turns.hub import Hub, HubFullError, Recover, open_hub
+from penstock.turns.hub import Hub, Recover, open_hub
 from penstock.turns.runner import ErrorText
 from penstock.turns.turn import Producer
+from penstock.web.answers import Answers, OnConflict
 from penstock.web.auth import NO_CHAT, Authorize, authorized
 from penstock.web.request import (
     HttpError,
@@ -45,7 +43,7 @@ from penstock.web.request import (
 )
 from penstock.web.resume import Run, cursor_of, is_old, renderer, replay, run_header, turn_headers
 from penstock.web.watch import filter_of, retry_s, watch
-from penstock.wire.messages import ChatRequest, UIMessage, check_chat_id, read_chat_request
+from penstock.wire.messages import check_chat_id, read_chat_request
 from penstock.wire.sse import comment
 from penstock.wire.versions import SdkVersion
 
@@ -62,8 +60,6 @@ _HEADERS = (
 )
 
 
-OnConflict: TypeAlias = Literal["refuse", "stop", "queue"]
-"""What becomes of a message while another of its chat is being answered: 409, that answer is stopped, or it waits."""
 Route: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 ChatRoute: TypeAlias = Callable[[str, Scope, Receive, Send], Awaitable[None]]
 
@@ -89,15 +85,15 @@ class Streams:
         metrics: Metrics,
     ) -> None:
         self._behind = behind
-        self._answer = answer
+        self._answers = Answers(
+            answer, on_conflict=on_conflict, orphan_grace_s=orphan_grace_s, limits=limits.hub
+        )
         self._prefix = prefix
         self._journal = journal
         self._sdk_version: SdkVersion = sdk_version
-        self._orphan_grace_s = orphan_grace_s
         self._error_text = error_text
         self._recover = recover
         self._authorize = authorize
-        self._on_conflict: OnConflict = on_conflict
         self._retention = retention
         self._limits = limits
         self._metrics = metrics
@@ -192,7 +188,7 @@ class Streams:
         body = await read_json_body(scope, receive, self._limits.wire)
         request = read_chat_request(body, self._limits.wire)
         await authorized(self._authorize, scope, request.chat_id, "write")
-        turn = await self._start(request)
+        turn = await self._answers.begin(self.open_hub(), request)
         await self._stream(
             turn,
             turn.first_entry - 1,
@@ -287,43 +283,6 @@ class Streams:
             turn, after, (), run.version, scope, receive, send, tail_index, skip=run.skip(turn)
         )
 
-    async def _start(self, request: ChatRequest) -> TurnHandle:
-        hub = self.open_hub()
-        deadline = trio.current_time() + self._limits.hub.queue_s
-        try:
-            while True:
-                try:
-                    return await hub.start_turn(
-                        request.chat_id,
-                        self._answer,
-                        await _history(hub, request),
-                        body=request.body,
-                        orphan_grace_s=self._orphan_grace_s,
-                    )
-                except TurnConflictError:
-                    if self._on_conflict == "refuse" or trio.current_time() >= deadline:
-                        raise
-                await self._make_way(hub, request.chat_id, deadline)
-        except TurnConflictError:
-            raise HttpError(409, "Another message of this chat is being answered.") from None
-        except HubFullError:
-            raise HttpError(
-                503, "Too many answers are being written. Please try again.", (b"retry-after", b"5")
-            ) from None
-        except TurnNotFoundError:
-            raise HttpError(404, "The answer to be continued is not here any more.") from None
-
-    async def _make_way(self, hub: Hub, chat_id: str, deadline: float) -> None:
-        """Wait until the chat's running turn has ended, after stopping it if that is the app's way."""
-        turn = await hub.newest_turn(chat_id)
-        if turn is None:
-            return
-        if self._on_conflict == "stop":
-            await turn.stop(SUPERSEDED)
-        else:
-            with trio.move_on_at(deadline):
-                await turn.wait_ended()
-
     async def _stream(
         self,
         turn: TurnHandle,
@@ -367,20 +326,6 @@ class Streams:
             except StoreUnavailableError as exc:
                 # Cut already, by leaving the block with an error: it is not known how the turn goes on.
                 logger.error("a stream of turn %s was cut: %s", turn.id, exc)
-
-
-async def _history(hub: Hub, request: ChatRequest) -> list[UIMessage]:
-    """Return the whole conversation: the client's own, or the journal's with the client's last message."""
-    if request.message is None:
-        return request.messages
-    chat = await hub.chat(request.chat_id)
-    known = [] if chat is None else list(chat.messages)
-    # A message that is known already is an edit: what followed it is void.
-    for index, message in enumerate(known):
-        if message.id == request.message.id:
-            del known[index:]
-            break
-    return [*known, request.message]
 
 
 async def _drain_with(hub: Hub, draining: trio.Event, drain_s: float) -> None:
