@@ -20,10 +20,10 @@ from penstock.errors import RemoteProtocolError, StoreUnavailableError
 from penstock.journal.store import Retention, check_journal
 from penstock.limits import Limits
 from penstock.metrics import Metrics, NopMetrics
-from penstock.turns.approvals import Decision, Verdict
 from penstock.turns.hub import Hub, Recover
 from penstock.turns.runner import ErrorText
 from penstock.turns.turn import Producer
+from penstock.web.actions import approve, stop
 from penstock.web.answers import OnConflict
 from penstock.web.auth import NO_CHAT, Action, Authorize, allow_everyone, authorized
 from penstock.web.request import HttpError
@@ -139,12 +139,7 @@ class Penstock:
         async def answer() -> Response:
             who = await self._check(chat_id, "stop")
             body = await self._body() if await request.get_data(True, False, False) else {}
-            why = body.get("reason")
-            why = why[: self._limits.wire.reason_chars] if isinstance(why, str) else ""
-            state = await self._streams.open_hub().stop(chat_id, f"{who}: {why}" if why else who)
-            if state is None:
-                raise HttpError(404, NO_CHAT)
-            return _json({"state": state.value})
+            return _json(await stop(self._streams.open_hub(), chat_id, who, body, self._limits.wire))
 
         return await _in_sentences(answer)
 
@@ -152,20 +147,8 @@ class Penstock:
         async def answer() -> Response:
             who = await self._check(chat_id, "approve")
             body = await self._body()
-            approved, why = body.get("approved"), body.get("reason", "")
-            if not isinstance(approved, bool) or not isinstance(why, str):
-                raise HttpError(
-                    400, 'Say {"approved": true} or {"approved": false}, with a "reason" if you like.'
-                )
-            said = Verdict(
-                Decision.approved if approved else Decision.denied, why[: self._limits.wire.reason_chars], who
-            )
-            verdict = await self._streams.open_hub().decide(chat_id, approval_id, said)
-            if verdict is None:
-                raise HttpError(404, "There is no such approval.")
-            if verdict.decision is not said.decision:
-                raise HttpError(409, f"This was decided before: {verdict.decision.value}.")
-            return _json({"decision": verdict.decision.value})
+            hub = self._streams.open_hub()
+            return _json(await approve(hub, chat_id, approval_id, who, body, self._limits.wire))
 
         return await _in_sentences(answer)
 

@@ -75,7 +75,11 @@ def read_chat_request(data: bytes, limits: WireLimits = WIRE) -> ChatRequest:
     Raises:
         RemoteProtocolError: one sentence, fit for the peer; its child LimitExceededError for too much of something.
     """
-    value = decode_json(data, limits=limits)
+    return read_chat_value(decode_json(data, limits=limits), limits)
+
+
+def read_chat_value(value: Any, limits: WireLimits = WIRE) -> ChatRequest:
+    """Like `read_chat_request`, for JSON that is decoded already."""
     if not isinstance(value, dict):
         raise RemoteProtocolError("The request must be a JSON object.")
     if isinstance(value.get("messages"), list) and len(value["messages"]) > limits.messages:
