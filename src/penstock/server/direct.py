@@ -66,7 +66,7 @@ class DirectStream:
     @property
     def direct(self) -> bool:
         """Whether `write` may be used, now that the response's head was sent."""
-        return self._body.chunked
+        return self._body.chunked and not self._inbox.ended
 
     def write(self, data: bytes) -> bool:
         """Write a piece of the body, in one system call and without a checkpoint.

@@ -12,6 +12,7 @@ What differs from Hypercorn 0.18, and the test that says when the difference can
 
 from __future__ import annotations
 
+import re
 from enum import Enum, auto
 from math import inf
 from typing import TYPE_CHECKING, cast
@@ -31,6 +32,11 @@ from penstock.server.websocket import WebSocket, is_upgrade, refuse_upgrade, wit
 if TYPE_CHECKING:
     from penstock.server.peer import Peer
 
+_FRAMING = frozenset([b"connection", b"content-length", b"transfer-encoding"])
+_FIELD = re.compile(
+    rb"[-!#$%&'*+.^_`|~0-9a-zA-Z]+: (?:[\x21-\x7e\x80-\xff](?:[\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?)?\r\n"
+)
+"""A header field as it is sent: nothing in it can end it before its end. Source: RFC 9110 section 5.5."""
 _REQUEST_READ = (h11.DONE, h11.MUST_CLOSE, h11.CLOSED)
 
 
@@ -243,9 +249,37 @@ class Http1(H11Protocol):
             self._peer.deadline = trio.current_time() + self._peer.limits.linger_s
         elif isinstance(event, EndBody):
             self.chunked = False
-        await super().stream_send(event)
-        if isinstance(event, Response):
-            self.chunked = self._is_chunked(event)
+        if isinstance(event, Response) and event.status_code >= 200:
+            try:
+                head = self._head(event)
+            except h11.LocalProtocolError:
+                if self.connection.their_state is not h11.ERROR:
+                    raise
+            else:
+                await self._peer.write(head)
+                self.chunked = self._is_chunked(event)
+        else:
+            await super().stream_send(event)
+
+    def _head(self, response: Response) -> bytes:
+        """Return a final response's head, and have h11 know that it was sent.
+
+        h11 is given the fields that concern it. It looks at each of the others five times, half the price of a short
+        answer; here they are looked at once.
+
+        Raises:
+            h11.LocalProtocolError: a field that can't be sent.
+        """
+        ours = [*response.headers, *self.config.response_headers("h11")]
+        if self.keep_alive_requests >= self.config.keep_alive_max_requests:
+            ours.append((b"connection", b"close"))
+        framing = [field for field in ours if field[0].lower() in _FRAMING]
+        head = self.connection.send(h11.Response(status_code=response.status_code, headers=framing))
+        assert head is not None
+        others = [b"%b: %b\r\n" % field for field in ours if field[0].lower() not in _FRAMING]
+        if not all(map(_FIELD.fullmatch, others)):
+            raise h11.LocalProtocolError("a header of the response can't be sent")
+        return b"".join([head[:-2], *others, b"\r\n"])
 
     def _is_chunked(self, response: Response) -> bool:
         """Say whether h11 has begun a chunked body. Source: `h11._connection._response_framing`."""
