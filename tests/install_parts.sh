@@ -18,7 +18,7 @@ if [ -n "$missing" ]; then
 fi
 
 if command -v npm >/dev/null; then
-    for lock in */package-lock.json; do
+    for lock in */package-lock.json ../examples/*/package-lock.json; do
         folder=${lock%/*}
         if [ ! -e "$folder/node_modules/.package-lock.json" ] || [ "$lock" -nt "$folder/node_modules/.package-lock.json" ]; then
             echo "npm ci in tests/$folder"

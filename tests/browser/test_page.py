@@ -3,31 +3,17 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
-import pytest
 import trio
 from proxy import Fault, open_proxy
 
-from parts import require
 from penstock import chat_app
 from penstock.demo.model import answer
 from penstock.testing import open_server
 
 HERE = Path(__file__).parent
-
-
-@pytest.fixture
-def chromium() -> str:
-    """The browser, and what drives it."""
-    found = shutil.which("chromium")
-    require("Chromium", "apt-get install chromium", found is not None)
-    require("Node", "apt-get install nodejs npm", shutil.which("node") is not None)
-    require("playwright-core", "npm ci in tests/browser", (HERE / "node_modules").is_dir())
-    assert found is not None
-    return found
 
 
 async def run_page(script: str, url: str, chromium: str) -> Any:
