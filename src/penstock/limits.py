@@ -52,8 +52,13 @@ class ServerLimits(msgspec.Struct, frozen=True, kw_only=True):
     """Bytes a client may send ahead while its response still runs (pipelining); over it the socket is not read."""
     unread_bytes: int = 64 << 10
     """Body or WebSocket messages that wait for the app's `receive`; over it the socket is not read."""
-    websocket_message_bytes: int = 256 << 10
-    """One WebSocket message. Over it the connection is closed with 1009."""
+    pong_wait_s: float = 20.0
+    """From a ping on a WebSocket until the client must have said anything. A phone between two cells needs ten."""
+    websocket_frames_per_s: int = 200
+    """Messages, pings, pongs and fragments of less than 1 KiB of one client in any second. A busy page sends ten.
+    Over it: 1008."""
+    websocket_message_bytes: int = 1 << 20
+    """One WebSocket message, as large as a request's body: both carry a chat's history. Over it: 1009."""
     write_stall_s: float = 30.0
     """One write of which the peer takes nothing. Also TCP_USER_TIMEOUT on every accepted socket."""
     linger_s: float = 2.0
@@ -76,6 +81,8 @@ class ConnectionLimits(msgspec.Struct, frozen=True, kw_only=True):
 
     frames: int = 256
     """Capacity of the channel from producer to writer, in frames."""
+    requests: int = 32
+    """Requests at once on one WebSocket. A page has one for each chat that it shows."""
     keepalive_s: float = 15.0
     """Idle time before a comment is written. ALB and nginx cut at 60 s, some phones' carriers at 30."""
     write_stall_s: float = 30.0
@@ -103,9 +110,8 @@ class TurnLimits(msgspec.Struct, frozen=True, kw_only=True):
     """From the last follower's leaving to the cancellation of the producer. Infinite: it runs to its end."""
     stop_grace_s: float = 5.0
     """From a stop to the forced end, for a producer that doesn't end by itself."""
-    yield_entries: int = 256
-    """Writes in a row without a scheduler pass: a burst must not hold the others, and a pass with all that it wakes
-    costs as much as fifty writes. It is half a millisecond of work."""
+    yield_entries: int = 64
+    """Writes in a row without a scheduler pass: a burst must not hold the others, and a pass costs as much as ten."""
     yield_bytes: int = 64 << 10
     """The same in bytes of JSON."""
 
@@ -122,7 +128,7 @@ class ViewerLimits(msgspec.Struct, frozen=True, kw_only=True):
     merge_entries: int = 8_192
     """Entries that are joined at once: a few milliseconds of work."""
     lag_s: float = 60.0
-    """Behind without a break for so long, and the viewer is cut. A lift takes less."""
+    """Behind, and not caught up once in so long, and the viewer is cut. A lift takes less."""
 
 
 class HubLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -222,6 +228,35 @@ class ClientLimits(msgspec.Struct, frozen=True, kw_only=True):
     """How long that may take."""
 
 
+class BenchLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """What `penstock bench` does at most, whatever it is asked for: it shall end, and not by the machine's end."""
+
+    connections: int = 20_000
+    """From one address to one port the kernel has 28,000 ports to give."""
+    arrivals: int = 200_000
+    """New connections of one `churn`. Each is a port that stays taken for a while."""
+    rate: float = 100_000.0
+    """Events or arrivals a second. One load process takes about 200,000 events."""
+    duration_s: float = 600.0
+    """The measured time. What takes longer is monitoring."""
+    burst_s: float = 60.0
+    """The measured time of a scenario that ends when its work is done."""
+    drain_s: float = 3.0
+    """From the end of the measured time until streams that have not come to their end are closed."""
+    stop_s: float = 3.0
+    """Then, for telling the server to stop turns that are left."""
+    start_s: float = 20.0
+    """The start of the load processes: half a second each, on a busy machine several."""
+    workers: int = 16
+    """Load processes."""
+    samples: int = 20_000_000
+    """Times kept by one load process, 8 bytes each. Over it the run ends early, and says so."""
+    spare_descriptors: int = 64
+    """What a load process needs beside its connections."""
+    busy: float = 0.9
+    """The share of a core from which on a load process is taken for the bottleneck."""
+
+
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """All of them."""
 
@@ -237,3 +272,6 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
 WIRE = WireLimits()
 """The defaults of the sans-I/O floor, which takes no configuration from above."""
+
+BENCH = BenchLimits()
+"""The defaults of `penstock bench`."""

@@ -54,14 +54,26 @@ def kinds(chunks: list[AnyChunk]) -> Counter[str]:
 
 
 @pytest.mark.parametrize(
-    "text", ["Hello!", "I feel {0} and {unknown}", "", "/nope", "/long x", "/silent x", "/long 50", *COMMANDS]
+    "text",
+    [
+        "Hello!",
+        "I feel {0} and {unknown}",
+        "",
+        "/nope",
+        "/long x",
+        "/pace x",
+        "/silent x",
+        "/long 50",
+        *COMMANDS,
+    ],
 )
 async def test_the_same_words_get_the_same_answer(text: str, autojump_clock: trio.testing.MockClock) -> None:
-    """Byte for byte but for ids; and the hub's grammar found every chunk legal."""
+    """Byte for byte but for ids and times; and the hub's grammar found every chunk legal."""
 
     async def once() -> tuple[TurnState, bytes]:
         state, chunks = await ask(text)
-        return state, re.sub(rb"(msg|call|approval)_[0-9a-f]{24}", rb"\1_id", b"\n".join(map(encode, chunks)))
+        said = re.sub(rb"(msg|call|approval)_[0-9a-f]{24}", rb"\1_id", b"\n".join(map(encode, chunks)))
+        return state, re.sub(rb"@[0-9]{19}", b"@time", said)
 
     first = await once()
     assert first == await once()
@@ -90,6 +102,7 @@ async def test_help_and_unknown_commands_list_all(text: str, autojump_clock: tri
         "/help",
         "/long",
         "/slow",
+        "/pace",
         "/reason",
         "/tool",
         "/sources",
@@ -138,6 +151,54 @@ async def test_slow_keeps_its_pace(autojump_clock: trio.testing.MockClock) -> No
 
 
 @pytest.mark.parametrize(
+    ("text", "count", "rate"),
+    [
+        ("/pace 30 20", 30, 20),
+        ("/pace 3  0.5", 3, 0.5),
+        ("/pace 100", 100, 50),
+        ("/pace", 500, 50),
+        ("/pace 0 0", 1, 0.1),
+        ("/pace " + "9" * 99 + " 1000000", 2_500, 10_000),
+    ],
+)
+async def test_pace_tells_when_each_piece_was_due(
+    text: str,
+    count: int,
+    rate: float,
+    autojump_clock: trio.testing.MockClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Against one schedule, within its bounds, and each can be told from the others."""
+    assert model.PACE_DELTAS == (1, 500, 200_000)
+    monkeypatch.setattr(model, "PACE_DELTAS", (1, 500, 2_500))
+    began, began_ns = trio.current_time(), time.time_ns()
+    _, chunks = await ask(text)
+    deltas = [chunk.delta for chunk in chunks if isinstance(chunk, TextDelta)]
+    told_ns = [int(re.fullmatch(r"drop [0-9]{7} @([0-9]{19}) ", delta)[1]) for delta in deltas]  # type: ignore[index]
+    assert [delta[5:12] for delta in deltas] == [f"{number:07}" for number in range(count)]
+    assert [ns - told_ns[0] for ns in told_ns] == pytest.approx([k / rate * 1e9 for k in range(count)], abs=1)
+    assert 0 <= told_ns[0] - began_ns < 10e9
+    assert trio.current_time() - began == pytest.approx((count - 1) / rate)
+
+
+async def test_pace_makes_up_for_what_was_late(autojump_clock: trio.testing.MockClock) -> None:
+    """A producer that was held up says the old times, and is back on its schedule at once."""
+    real = trio.sleep_until
+    held_up = False
+
+    async def late_once(deadline: float) -> None:
+        nonlocal held_up
+        await real(deadline if held_up else deadline + 0.5)
+        held_up = True
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trio, "sleep_until", late_once)
+        began = trio.current_time()
+        await ask("/pace 100 100")
+    assert trio.current_time() - began == pytest.approx(0.99)
+
+
+@pytest.mark.parametrize(
     ("text", "silence_s"),
     [("/silent 20", 20), ("/silent 0.5", 0.5), ("/silent", 5), ("/silent -3", 0), ("/silent 1000000", 600)],
 )
@@ -150,7 +211,18 @@ async def test_silent_is_silent(text: str, silence_s: float, autojump_clock: tri
 
 
 @pytest.mark.parametrize(
-    "text", ["/silent nan", "/silent inf", "/silent 1e9", "/silent x", "/long 1.5", "/long ٣"]
+    "text",
+    [
+        "/silent nan",
+        "/silent inf",
+        "/silent 1e9",
+        "/silent x",
+        "/long 1.5",
+        "/long ٣",
+        "/pace x",
+        "/pace 1.5",
+        "/pace 5 -1",
+    ],
 )
 async def test_what_is_no_number_is_answered_in_words(
     text: str, autojump_clock: trio.testing.MockClock

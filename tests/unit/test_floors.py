@@ -22,6 +22,7 @@ FLOORS = {
     "journal": 2,
     "turns": 3,
     "http": 3,
+    "websocket": 3,
     "relay": 4,
     "connections": 4,
     "client": 4,
@@ -33,6 +34,7 @@ FLOORS = {
     # The public faces see everything, and nothing inside may import them.
     "testing": 8,
     "__init__": 8,
+    "__main__": 8,
 }
 SANS_IO = {"asgi", "errors", "limits", "closing", "metrics", "wire"}
 # `demo` is the built-in model: an app like any user's, and so it uses what a user would.

@@ -1,13 +1,14 @@
 """The model that `penstock serve` runs when it is given none: a partner to talk to, and commands for the wire's parts.
 
 Every answer is a function of the text of the last user message alone, byte for byte but for the ids that the turn
-makes. The file knows what a producer sees, `Turn`, and nothing of what is below or beside it, so that it is also the
+makes and the times that `/pace` tells. The file knows what a producer sees, `Turn`, and nothing of what is below or beside it, so that it is also the
 example of how to write one. The words are in `partner.py`.
 """
 
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ import trio
 
 from penstock import Turn
 from penstock.demo import partner
+from penstock.demo.clock import sleep_until
 
 MODEL = "penstock-demo"
 """The model's name in the message's metadata."""
@@ -27,6 +29,12 @@ SLOW_DELTA_S = 0.02
 
 LONG_DELTAS = (1, 1_000, 200_000)
 """`/long`: the fewest, the usual and the most deltas. The most are some 13 MB of stream."""
+
+PACE_DELTAS = (1, 500, 200_000)
+"""`/pace`: the fewest, the usual and the most deltas."""
+
+PACE_RATE = (0.1, 50.0, 10_000.0)
+"""`/pace`: the fewest, the usual and the most deltas a second. More than the most is `/long`."""
 
 SILENT_S = (0.0, 5.0, 600.0)
 """`/silent`: the shortest, the usual and the longest silence, in seconds."""
@@ -80,8 +88,8 @@ async def _long(turn: Turn, argument: str) -> None:
         return
     count = min(max(int(argument or usual), fewest), most)
     async with turn.text() as text:
-        for number in range(1, count):
-            await text.write(f"{number} ")
+        # All of it is there already, so it is written in one go.
+        await text.write_all(f"{number} " for number in range(1, count))
         await text.write(f"{count}")
 
 
@@ -93,6 +101,25 @@ async def _slow(turn: Turn, argument: str) -> None:
             # Deadlines from the beginning, not pauses in between: the pace holds however long a write takes.
             await trio.sleep_until(began + number * SLOW_DELTA_S)
             await text.write(words[number % len(words)])
+
+
+async def _pace(turn: Turn, argument: str) -> None:
+    """Say with each delta when it was due, in ns since 1970: a client on this machine can tell how late it is."""
+    if not re.fullmatch(r"(?:[0-9]{1,100}(?:\s+[0-9]{1,100}(?:\.[0-9]{1,100})?)?)?", argument):
+        await _say(turn, "`/pace` wants a number of pieces and how many a second, such as `/pace 500 50`.")
+        return
+    count, rate, *_ = (*argument.split(), "", "")
+    (fewest, usual, most), (slowest, moderate, fastest) = PACE_DELTAS, PACE_RATE
+    deltas = min(max(int(count or usual), fewest), most)
+    per_s = min(max(float(rate or moderate), slowest), fastest)
+    began, began_ns = trio.current_time(), time.time_ns()
+    async with turn.text() as text:
+        for number in range(deltas):
+            due_s = number / per_s
+            # What is late is written at once, and does not put off what follows it.
+            if began + due_s > trio.current_time():
+                await sleep_until(began + due_s)
+            await text.write(f"drop {number:07} @{began_ns + int(due_s * 1e9)} ")
 
 
 async def _reason(turn: Turn, argument: str) -> None:
@@ -207,6 +234,7 @@ COMMANDS = {
         _Command("/help", "this list", _help),
         _Command("/long N", "N pieces of text at full speed, 1 to 200000", _long),
         _Command("/slow", "300 pieces of text, 50 a second", _slow),
+        _Command("/pace N R", "N pieces of text, R a second, each with the time when it was due", _pace),
         _Command("/reason", "reasoning, then text", _reason),
         _Command(
             "/tool", "a tool call with streamed input and a preliminary output, and one that fails", _tool

@@ -49,7 +49,7 @@ NO_DECISION = {
 """What a call ends with whose approval nobody decided."""
 
 PIECES = 256
-"""Chunks that are written in one go: as many as a producer may write without letting others run."""
+"""Chunks that are written in one go, before others run: a quarter of a millisecond of work."""
 
 TOOL_FAILED = "The tool failed."
 """What the user reads of a tool call whose block raised. The exception's own text stays here."""

@@ -1,0 +1,1 @@
+"""`penstock bench`: loads any server that streams, and says how it bore it."""
