@@ -1,6 +1,7 @@
 # make run    serve the built-in demo on http://127.0.0.1:8000
 # make test   run every test, installing what they need
 # make lint   formatting, lint, types
+# make bench  measure beside the peers, 20 minutes; make bench-quick: some of it, 2 minutes
 
 PYTHON ?= python3
 UV_VERSION := 0.13.8
@@ -8,7 +9,7 @@ BIN := .venv/bin
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
 ARGS ?=
 
-.PHONY: run test lint lock parts
+.PHONY: run test lint lock parts bench bench-quick peers
 
 run: .venv/core
 	@exec $(BIN)/penstock serve $(ARGS)
@@ -29,6 +30,19 @@ lint: .venv/dev
 parts:
 	sh tests/install_parts.sh
 
+# The figures and the plot of docs/performance.md, and what they are made from.
+bench: .venv/peers peers
+	$(BIN)/python benchmarks/compare.py --output benchmarks/results/bench.json
+	$(BIN)/python benchmarks/crosscheck.py --rounds 2 --output benchmarks/results/crosscheck.json
+	$(BIN)/python benchmarks/report.py
+
+bench-quick: .venv/peers peers
+	$(BIN)/python benchmarks/compare.py --quick
+
+# What is measured beside us and PyPI does not have: Node, Go, nginx with nchan; and wrk.
+peers:
+	sh benchmarks/install_peers.sh
+
 # Renews both locks from pyproject.toml; they hold for every Python and platform, and name no index.
 lock: $(BIN)/uv
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --no-emit-index-url pyproject.toml -o requirements/core.txt
@@ -46,4 +60,8 @@ $(BIN)/uv:
 
 .venv/dev: requirements/dev.txt .venv/core
 	$(UV) --require-hashes -r requirements/dev.txt
+	@touch $@
+
+.venv/peers: requirements/peers.txt .venv/core
+	$(UV) --require-hashes -r requirements/peers.txt
 	@touch $@
