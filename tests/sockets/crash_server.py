@@ -1,12 +1,14 @@
-"""A server to be killed: `python crash_server.py JOURNAL PORT`. Says `ready` on stdout."""
+"""A server to be killed: `python crash_server.py JOURNAL PORT LANE`. Says `ready` on stdout."""
 
 from __future__ import annotations
 
 import sys
 
+import lanes
 import trio
 
 from penstock import Limits, Turn, chat_app
+from penstock.asgi import ASGIApp
 from penstock.limits import HubLimits
 from penstock.server import serve_until_signalled
 
@@ -22,17 +24,17 @@ async def answer(turn: Turn) -> None:
             await trio.sleep(0.003)
 
 
-async def run(journal: str, port: int) -> None:
+async def run(journal: str, port: int, lane: str) -> None:
     """Serve until killed."""
-    limits = Limits(hub=HubLimits(lease_s=LEASE_S))
+    app: ASGIApp = chat_app(answer, journal=journal, limits=Limits(hub=HubLimits(lease_s=LEASE_S)))
+    if lane == "fallback":
+        app = lanes.fallback(app)
     async with trio.open_nursery() as nursery:
         await nursery.start(
-            lambda task_status: serve_until_signalled(
-                chat_app(answer, journal=journal, limits=limits), port=port, task_status=task_status
-            )
+            lambda task_status: serve_until_signalled(app, port=port, task_status=task_status)
         )
         print("ready", flush=True)
 
 
 if __name__ == "__main__":
-    trio.run(run, sys.argv[1], int(sys.argv[2]))
+    trio.run(run, sys.argv[1], int(sys.argv[2]), sys.argv[3])

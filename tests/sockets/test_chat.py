@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx2
+import lanes
 import msgspec
 import pytest
 import raw
@@ -20,6 +21,8 @@ from penstock.testing import open_server, record, user_message
 from penstock.wire.chunks import Custom
 
 Answer = Callable[[Turn], Awaitable[None]]
+
+lane = lanes.lane
 
 
 async def hello(turn: Turn) -> None:
@@ -41,6 +44,7 @@ def client() -> httpx2.AsyncClient:
     return httpx2.AsyncClient(timeout=None, trust_env=False, verify=False)
 
 
+@pytest.mark.usefixtures("lane")
 async def test_a_turn_streams_whole_and_in_order() -> None:
     async with serving() as url:
         recording = await record(url, "you")
@@ -57,6 +61,7 @@ async def test_a_turn_streams_whole_and_in_order() -> None:
     assert [part["text"] for part in recording.message["parts"]] == ["Hello, you"]
 
 
+@pytest.mark.usefixtures("lane")
 async def test_the_opening_comment_comes_before_the_model_speaks() -> None:
     async def slow(turn: Turn) -> None:
         await trio.sleep_forever()
@@ -126,6 +131,7 @@ async def test_what_the_client_sends_along_reaches_the_producer() -> None:
     assert seen == [{"model": "m", "temperature": 0.5}]
 
 
+@pytest.mark.usefixtures("lane")
 async def test_the_same_message_joins_the_running_turn_and_another_conflicts() -> None:
     go_on = trio.Event()
     runs = 0
@@ -298,6 +304,7 @@ async def leave_by_stray_bytes_and_fin(client: raw.RawClient) -> None:
     client.half_close()
 
 
+@pytest.mark.usefixtures("lane")
 @pytest.mark.parametrize(
     "leave", [leave_by_fin, leave_by_half_close, leave_by_reset, leave_by_stray_bytes_and_fin]
 )
@@ -327,6 +334,7 @@ async def test_a_disconnect_cancels_a_connection_bound_producer_at_once(
     assert metrics.get("connections_closed", reason="client_gone") == 1
 
 
+@pytest.mark.usefixtures("lane")
 async def test_a_detached_turn_goes_on_without_its_client() -> None:
     go_on = trio.Event()
 
@@ -347,6 +355,7 @@ async def test_a_detached_turn_goes_on_without_its_client() -> None:
         assert msgspec.json.decode(state)["turn"]["state"] == "finished"
 
 
+@pytest.mark.usefixtures("lane")
 async def test_a_reader_that_never_reads_is_cut_and_nobody_else_notices() -> None:
     async def flood(turn: Turn) -> None:
         async with turn.text() as text:
@@ -367,6 +376,7 @@ async def test_a_reader_that_never_reads_is_cut_and_nobody_else_notices() -> Non
         assert metrics.get("turns_ended", outcome="finished") > 1
 
 
+@pytest.mark.usefixtures("lane")
 async def test_shutdown_tells_streams_and_is_not_held_by_them() -> None:
     async def endless(turn: Turn) -> None:
         async with turn.text() as text:

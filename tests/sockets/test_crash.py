@@ -21,6 +21,7 @@ import httpx2
 import msgspec
 import trio
 from crash_server import LEASE_S, WORDS
+from lanes import LANES
 
 from penstock.journal.position import Position
 from penstock.testing import user_message
@@ -41,14 +42,14 @@ def free_port() -> int:
 
 
 @asynccontextmanager
-async def running(journal: str) -> AsyncIterator[tuple[str, trio.Process]]:
-    """A server process; whatever is left of it is killed at the end."""
+async def running(journal: str, lane: str) -> AsyncIterator[tuple[str, trio.Process]]:
+    """A server process, on one lane; whatever is left of it is killed at the end."""
     port = free_port()
     async with trio.open_nursery() as nursery:
         process = await nursery.start(
             partial(
                 trio.run_process,
-                [sys.executable, str(Path(__file__).with_name("crash_server.py")), journal, str(port)],
+                [sys.executable, str(Path(__file__).with_name("crash_server.py")), journal, str(port), lane],
                 stdout=subprocess.PIPE,
                 check=False,
             )
@@ -137,7 +138,8 @@ async def test_kill_9_at_random_points(tmp_path: Path) -> None:
     before: dict[str, list[Viewer]] = {}
     for crash in range(CRASHES + 1):
         async with (
-            running(f"sqlite:{file}") as (url, process),
+            # In turn on the fast lane and on the fallback: each crash is looked at from the other.
+            running(f"sqlite:{file}", LANES[crash % 2]) as (url, process),
             httpx2.AsyncClient(timeout=None, trust_env=False, verify=False) as client,
         ):
             if before:

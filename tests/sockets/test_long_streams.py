@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import lanes
+import pytest
 import trio
 import trio.testing
 
 from penstock import Limits, Turn, chat_app
 from penstock.limits import ConnectionLimits
 from penstock.testing import open_server, record
+
+lane = lanes.lane
+pytestmark = pytest.mark.usefixtures("lane")
 
 
 async def test_a_stream_that_is_quiet_for_two_minutes_is_kept_alive(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import lanes
 import msgspec
 import pytest
 import trio
@@ -24,6 +25,9 @@ from penstock.wire.codec import decode_chunk, encode
 from penstock.wire.sse_parser import SseParser
 
 Answer = Callable[[Turn], Awaitable[None]]
+
+lane = lanes.lane
+pytestmark = pytest.mark.usefixtures("lane")
 
 
 async def mixed(turn: Turn) -> None:

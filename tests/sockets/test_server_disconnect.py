@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import trio
+from lanes import LANES
 from raw import (
     GET,
     Message,
@@ -36,13 +37,15 @@ AHEAD = {
 
 
 class Watching:
-    """An app that streams nothing more and waits for the disconnect."""
+    """An app that streams nothing more and waits for the disconnect, of which it is told in two ways."""
 
     def __init__(self) -> None:
         self.told_at: list[float] = []
+        self.called_at: list[float] = []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await start_stream(send)
+        scope["extensions"]["penstock.stream"].on_gone(lambda: self.called_at.append(trio.current_time()))
         while (await receive())["type"] != "http.disconnect":
             pass
         self.told_at.append(trio.current_time())
@@ -60,6 +63,7 @@ async def test_disconnect_after_stray_bytes(leave: str, ahead: str, together: bo
         waited_s: list[float] = []
         for _ in range(3):  # a busy machine has its moments
             app.told_at.clear()
+            app.called_at.clear()
             client = await server.connect(request + AHEAD[ahead] if together else request)
             await client.read_until(b"first")
             if not together:
@@ -71,7 +75,10 @@ async def test_disconnect_after_stray_bytes(leave: str, ahead: str, together: bo
             waited_s.append(app.told_at[0] - left_at)
             if waited_s[-1] < PROMPT_S:
                 break
+            assert len(app.called_at) == 1
         assert min(waited_s) < PROMPT_S
+        assert len(app.called_at) == 1
+        assert app.called_at[0] <= app.told_at[0]
 
 
 async def test_a_client_that_sends_too_far_ahead_is_not_read() -> None:
@@ -155,15 +162,22 @@ async def test_a_body_nobody_reads_is_bounded() -> None:
         assert sent < 20_000_000
 
 
-async def test_a_write_to_nobody_raises() -> None:
+@pytest.mark.parametrize("lane", LANES)
+async def test_a_write_to_nobody_raises(lane: str) -> None:
     """Hypercorn returns, so that an app which only writes goes on for ever."""
     errors: list[OSError] = []
 
     async def only_write(scope: Scope, receive: Receive, send: Send) -> None:
         await start_stream(send)
+        direct = scope["extensions"]["penstock.stream"]
         try:
             while True:
-                await send({"type": "http.response.body", "body": b"x" * 1000, "more_body": True})
+                if lane == "fallback":
+                    await send({"type": "http.response.body", "body": b"x" * 1000, "more_body": True})
+                elif not direct.write(b"x" * 1000):
+                    await direct.wait_writable()
+                else:
+                    await trio.lowlevel.checkpoint()
         except OSError as error:
             errors.append(error)
             # As ASGI has it, an app need not understand: what escapes it is no error of the app.

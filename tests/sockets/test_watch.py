@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx2
+import lanes
 import pytest
 import trio
 
@@ -21,6 +22,9 @@ from penstock.wire.codec import decode_chunk
 from penstock.wire.sse_parser import ServerSentEvent, SseParser
 
 Answer = Callable[[Turn], Awaitable[None]]
+
+lane = lanes.lane
+pytestmark = pytest.mark.usefixtures("lane")
 
 
 async def two_words(turn: Turn) -> None:

@@ -33,16 +33,30 @@ def chunks_of(transport: MemoryTransport) -> list[AnyChunk]:
     return [decode_chunk(event.data.encode()) for event in events if event.data != "[DONE]"]
 
 
-class SlowTransport(MemoryTransport):
-    """Takes so many bytes a second."""
+@pytest.fixture(params=["fast lane", "fallback"])
+def direct(request: pytest.FixtureRequest) -> bool:
+    """Whether the viewers' transports are direct: what they see is the same."""
+    return bool(request.param == "fast lane")
 
-    def __init__(self, rate: float) -> None:
-        super().__init__()
+
+class SlowTransport(MemoryTransport):
+    """Takes so many bytes a second. Written to directly it takes one piece, and no other before that is through."""
+
+    def __init__(self, rate: float, *, direct: bool) -> None:
+        super().__init__(direct=direct)
         self.rate = rate
+        self.busy_until = 0.0
 
     async def write(self, data: bytes) -> None:
+        await trio.sleep_until(self.busy_until)
         await trio.sleep(len(data) / self.rate)
         await super().write(data)
+
+    def write_nowait(self, data: bytes) -> bool:
+        if trio.current_time() < self.busy_until or not super().write_nowait(data):
+            return False
+        self.busy_until = trio.current_time() + len(data) / self.rate
+        return True
 
 
 async def view(
@@ -77,9 +91,9 @@ TEXT = "".join(f"{number} " for number in range(10_000))
 
 @pytest.mark.parametrize("exact", [False, True])
 async def test_a_slow_viewer_gets_the_exact_text_and_delays_nobody(
-    exact: bool, autojump_clock: trio.abc.Clock
+    exact: bool, direct: bool, autojump_clock: trio.abc.Clock
 ) -> None:
-    slow, quick = SlowTransport(20_000), MemoryTransport()
+    slow, quick = SlowTransport(20_000, direct=direct), MemoryTransport(direct=direct)
     metrics = Counters()
     began = trio.current_time()
     async with open_hub() as hub, trio.open_nursery() as nursery:
@@ -109,7 +123,9 @@ async def test_a_slow_viewer_gets_the_exact_text_and_delays_nobody(
         assert kinds.count("data-kept") == 100
 
 
-async def test_a_viewer_that_stays_behind_is_cut_as_a_slow_consumer(autojump_clock: trio.abc.Clock) -> None:
+async def test_a_viewer_that_stays_behind_is_cut_as_a_slow_consumer(
+    direct: bool, autojump_clock: trio.abc.Clock
+) -> None:
     async def flood(turn: Turn) -> None:
         async with turn.text() as text:
             while True:
@@ -122,25 +138,57 @@ async def test_a_viewer_that_stays_behind_is_cut_as_a_slow_consumer(autojump_clo
         # It takes bytes all the time, so it isn't stalled; but ten times too slowly.
         connection = await view(
             turn,
-            SlowTransport(10_000),
+            SlowTransport(10_000, direct=direct),
             metrics,
             connection_limits=ConnectionLimits(write_stall_s=math.inf, queue_bytes=32 << 10),
         )
         assert connection.close_reason is CloseReason.slow_consumer
-        assert 60 < trio.current_time() < 240
+        # It is asked between two writes, and one of all that it lacks may take it minutes.
+        assert 60 < trio.current_time() < 600
         await turn.wait_ended()
     assert metrics.get("connections_closed", reason="slow_consumer") == 1
 
 
+async def test_a_viewer_that_was_behind_once_and_kept_up_since_is_not_cut(
+    direct: bool, autojump_clock: trio.abc.Clock
+) -> None:
+    """Two bad moments are no minute without a break."""
+
+    async def answer(turn: Turn) -> None:
+        async with turn.text() as text:
+            for _ in range(2):
+                await text.write_all(["x"] * 5000)
+                for _ in range(300):
+                    await trio.sleep(1)
+                    await text.write("y")
+
+    transport, metrics = MemoryTransport(direct=direct), Counters()
+    async with open_hub() as hub, trio.open_nursery() as nursery:
+        turn = await hub.start_turn("c", answer, [user_message("x")])
+
+        async def stop_reading_for_a_while(begin_s: float) -> None:
+            await trio.sleep_until(begin_s)
+            transport.reading = trio.Event()
+            await trio.sleep(5)
+            transport.reading.set()
+
+        nursery.start_soon(stop_reading_for_a_while, 0.0)
+        nursery.start_soon(stop_reading_for_a_while, 299.5)
+        connection = await view(turn, transport, metrics, connection_limits=ConnectionLimits(queue_bytes=100))
+    assert connection.close_reason is CloseReason.finished
+    assert metrics.get("viewer_merges") > 1
+    assert assemble(chunks_of(transport), "")["parts"][0]["text"] == ("x" * 5000 + "y" * 300) * 2
+
+
 async def test_twenty_stalled_of_two_hundred_viewers_change_nothing_for_the_others(
-    autojump_clock: trio.abc.Clock,
+    direct: bool, autojump_clock: trio.abc.Clock
 ) -> None:
     async def burst(turn: Turn) -> None:
         async with turn.text() as text:
             for number in range(10_000):
                 await text.write(f"{number} ")
 
-    transports = [MemoryTransport() for _ in range(200)]
+    transports = [MemoryTransport(direct=direct) for _ in range(200)]
     for transport in transports[:20]:
         transport.reading = trio.Event()
     metrics = Counters()

@@ -85,5 +85,5 @@ def _offer(tail: LiveTail, riders: list[Subscription]) -> None:
             data = made[place] = rider.render(entries[rider.next_offset : end])
         if not data or rider.offer(data):
             rider.move_to(end)
-        else:
+        elif rider in tail.riders:  # A client found gone by this very write has ended the ride already.
             rider.wake()

@@ -173,20 +173,18 @@ class Runner:
         return self._flushed_or_due()
 
     def write_all_nowait(self, chunks: Sequence[AnyChunk]) -> bool:
-        """Like `write_nowait` for each of them. Deltas of one part are taken in one go, all or none."""
+        """Like `write_nowait` for each of them, and as that up to the first that is refused. Deltas are quicker so."""
         if not chunks:
             return False
         if self._end is not None:
             raise TurnSealedError("the turn has ended")
+        tail = self.tail
         jsons = encode_deltas(chunks)
-        if jsons is None:
+        if jsons is None or tail.bytes + sum(map(len, jsons)) > self._limits.turn_bytes:
             due = False
             for chunk in chunks:
                 due = self.write_nowait(chunk) or due
             return due
-        tail = self.tail
-        if tail.bytes + sum(map(len, jsons)) > self._limits.turn_bytes:
-            raise AnswerError("The answer is too long.")
         self._grammar.apply(chunks[0])
         self._assembly.apply_deltas(chunks)
         tail.extend(chunks, jsons)

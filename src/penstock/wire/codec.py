@@ -80,30 +80,33 @@ def encode(chunk: AnyChunk, *, limits: WireLimits = WIRE) -> bytes:
 
 
 def encode_deltas(chunks: Sequence[AnyChunk]) -> list[bytes] | None:
-    """Encode chunks as `encode` does, in half the time, if they are deltas of one part; None if they are anything else.
+    """Encode chunks as `encode` does, in half the time, if they are deltas of one part and `encode` refuses none.
 
-    Raises:
-        LocalProtocolError: as `encode`.
+    For anything else it returns None.
     """
     kinds = set(map(type, chunks))
-    if kinds == {TextDelta} or kinds == {ReasoningDelta}:
-        fields = {(chunk.id, type(chunk.delta), type(chunk.provider_metadata)) for chunk in chunks}  # type: ignore[union-attr]
-        if len(fields) != 1 or next(iter(fields))[1:] != (str, UnsetType):
-            return None
-    elif kinds == {ToolInputDelta}:
-        inputs = {(chunk.tool_call_id, type(chunk.input_text_delta)) for chunk in chunks}  # type: ignore[union-attr]
-        if len(inputs) != 1 or next(iter(inputs))[1] is not str:
-            return None
-    else:
-        return None
     try:
+        if kinds == {TextDelta} or kinds == {ReasoningDelta}:
+            fields = {
+                (type(chunk.id), type(chunk.delta), type(chunk.provider_metadata), chunk.id)  # type: ignore[union-attr]
+                for chunk in chunks
+            }
+            if len(fields) != 1 or next(iter(fields))[:3] != (str, str, UnsetType):
+                return None
+        elif kinds == {ToolInputDelta}:
+            inputs = {
+                (type(chunk.tool_call_id), type(chunk.input_text_delta), chunk.tool_call_id)  # type: ignore[union-attr]
+                for chunk in chunks
+            }
+            if len(inputs) != 1 or next(iter(inputs))[:2] != (str, str):
+                return None
+        else:
+            return None
         # No JSON has a raw line feed in it.
         jsons = _write_lines(chunks).split(b"\n")[:-1]
-    except (TypeError, ValueError) as error:
-        raise LocalProtocolError(f"{_name(chunks[0])} has no JSON form: {error}") from error
-    if (longest := max(map(len, jsons))) > WIRE.chunk_bytes:
-        raise _too_long(chunks[0], longest, WIRE)
-    return jsons
+    except (TypeError, ValueError):
+        return None
+    return jsons if max(map(len, jsons)) <= WIRE.chunk_bytes else None
 
 
 def encode_json(value: object) -> bytes:
