@@ -59,7 +59,7 @@ class Load(Owner):
         plan = self.plan
         for group in plan.groups:
             for number in range(self._worker, group.connections, self._workers):
-                due_ns = at_ns + int((group.first_at_s + number * group.every_s) * 1e9)
+                due_ns = at_ns + int(group.due_s(number) * 1e9)
                 self.loop.at(due_ns, partial(self._arrive, group, number, due_ns))
                 self._awaited += group.measured
         self.recorder.tick(at_ns, measured=False)

@@ -5,6 +5,7 @@ A scenario is compiled into groups of connections (`scenarios.py`); a load proce
 
 from __future__ import annotations
 
+import math
 from typing import Literal, TypeAlias
 
 import msgspec
@@ -24,6 +25,9 @@ class Call(msgspec.Struct, frozen=True):
     headers: tuple[tuple[str, str], ...] = ()
 
 
+_GOLDEN = (math.sqrt(5) - 1) / 2
+
+
 class Group(msgspec.Struct, frozen=True, kw_only=True):
     """Connections that all do the same. Seconds count from the run's beginning."""
 
@@ -32,7 +36,7 @@ class Group(msgspec.Struct, frozen=True, kw_only=True):
     connections: int = 1
     first_at_s: float = 0.0
     every_s: float = 0.0
-    """Connection k is due at `first_at_s + k * every_s`, whatever became of the others: an open loop."""
+    """Connection k is due within the k-th of these after `first_at_s`, whatever became of the others: an open loop."""
     chat: str = "bench-{run}-{n}-{turn}"
     """The template of `{chat}`."""
     chunks: int = 0
@@ -62,6 +66,14 @@ class Group(msgspec.Struct, frozen=True, kw_only=True):
     """Whether streams come to an end by themselves, so that the run waits for them a while."""
     must_end: bool = False
     """Whether a stream that is not over when the run is counts as an error, `unfinished`."""
+
+    def due_s(self, number: int) -> float:
+        """Return when a connection is due.
+
+        Where in its slot is spread evenly over all of them (multiples of the golden ratio): were they as far apart as a
+        stream's events are, all streams would be due at the same moment for ever.
+        """
+        return self.first_at_s + (number + number * _GOLDEN % 1) * self.every_s
 
 
 class Address(msgspec.Struct, frozen=True):
