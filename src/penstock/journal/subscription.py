@@ -40,7 +40,8 @@ class Subscription:
         self._task: trio.lowlevel.Task | None = None
         self.next_offset = after + 1
         """The first entry that was not taken."""
-        self._taken_bytes = sum(len(entry.json) for entry in tail.entries[: self.next_offset])
+        # Who comes back has nearly everything: what it lacks is sooner counted.
+        self._taken_bytes = tail.bytes - sum([len(entry.json) for entry in tail.entries[self.next_offset :]])
         self._open = False
 
     def __enter__(self) -> Self:
