@@ -23,7 +23,7 @@ lint: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/flake8-async --disable ASYNC124,ASYNC910,ASYNC911,ASYNC912,ASYNC913 $$(git ls-files -co --exclude-standard 'src/*.py')
-	$(BIN)/flake8-async --disable ASYNC110,ASYNC124,ASYNC900,ASYNC910,ASYNC911,ASYNC912,ASYNC913 $$(git ls-files -co --exclude-standard 'tests/*.py' 'benchmarks/*.py')
+	$(BIN)/flake8-async --disable ASYNC110,ASYNC124,ASYNC900,ASYNC910,ASYNC911,ASYNC912,ASYNC913 $$(git ls-files -co --exclude-standard 'tests/*.py' 'benchmarks/*.py' 'examples/*.py')
 	$(BIN)/mypy
 
 # The real parts that tests drive and PyPI does not have: Node, Chromium, npm packages.

@@ -23,10 +23,7 @@ if TYPE_CHECKING:
 
 
 class Subscription:
-    """One follower's place in a turn. A context manager: leaving it is what makes a follower gone.
-
-    `async for batch in subscription` ends after the turn's last entry.
-    """
+    """One follower's place in a turn. A context manager: leaving it is what makes a follower gone."""
 
     __slots__ = ("_open", "_tail", "_taken_bytes", "_task", "next_offset", "offer", "render")
 
