@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from penstock.closing import CloseReason
     from penstock.connections.connection import Connection, open_connection
     from penstock.connections.transport import AsgiTransport, Transport
+    from penstock.connections.websocket import AsgiWebSocket
     from penstock.errors import (
         AnswerError,
         ConnectionClosedError,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from penstock.turns.handle import TurnHandle
     from penstock.turns.hub import Hub, open_hub
     from penstock.turns.turn import Producer, Turn
+    from penstock.web.listener import serve_websocket
     from penstock.web.quart import Penstock, chat_app
     from penstock.wire.messages import UIMessage
 
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "AnswerError": "penstock.errors",
     "AsgiTransport": "penstock.connections.transport",
+    "AsgiWebSocket": "penstock.connections.websocket",
     "Client": "penstock.client.client",
     "CloseReason": "penstock.closing",
     "Connection": "penstock.connections.connection",
@@ -57,11 +60,13 @@ _HOMES = {
     "open_client": "penstock.client.client",
     "open_connection": "penstock.connections.connection",
     "open_hub": "penstock.turns.hub",
+    "serve_websocket": "penstock.web.listener",
 }
 
 __all__ = [
     "AnswerError",
     "AsgiTransport",
+    "AsgiWebSocket",
     "Client",
     "CloseReason",
     "Connection",
@@ -86,6 +91,7 @@ __all__ = [
     "open_client",
     "open_connection",
     "open_hub",
+    "serve_websocket",
 ]
 
 

@@ -27,6 +27,10 @@ class DirectStream(Protocol):
     def write(self, data: bytes) -> bool:
         """Write a piece of the body without waiting; False, and nothing is taken, while earlier ones wait."""
 
+    @property
+    def disconnect(self) -> dict[str, Any] | None:
+        """The ASGI message that says how the client left; None while it is here."""
+
     async def wait_writable(self) -> None:
         """Wait until `write` takes something again."""
 

@@ -29,6 +29,8 @@ class CloseReason(Enum):
     """The client took bytes, but too slowly for what it must be told."""
     drain = "drain"
     """The server is going away; another one, or the next one, has the turn."""
+    bad_frame = "bad_frame"
+    """The client sent a frame that can't be understood, nor be answered."""
     failed = "failed"
     """Whoever fed the connection raised an error."""
     cancelled = "cancelled"
@@ -51,6 +53,7 @@ _TABLE = {
     CloseReason.write_stalled: _Row(4408, reconnect=True),
     CloseReason.slow_consumer: _Row(4429, reconnect=True),
     CloseReason.drain: _Row(1001, reconnect=True),
+    CloseReason.bad_frame: _Row(1008, reconnect=False),
     CloseReason.failed: _Row(1011, reconnect=True),
     CloseReason.cancelled: _Row(1012, reconnect=True),
 }

@@ -17,6 +17,7 @@ import msgspec
 import trio
 
 from penstock.asgi import ASGIApp
+from penstock.closing import CloseReason
 from penstock.limits import ServerLimits, WireLimits
 from penstock.metrics import Metrics, NopMetrics
 from penstock.server import serve
@@ -158,7 +159,7 @@ class MemoryTransport:
         self.writes.append(data)
         return True
 
-    async def finish(self) -> None:
+    async def finish(self, reason: CloseReason) -> None:
         """See `Transport.finish`."""
         await trio.lowlevel.checkpoint()
         self.finished = True

@@ -21,11 +21,15 @@
 //     {do: 'reload', without?}        a new page, with the messages that the server has; `without` the answer to the last
 //     {do: 'wait', state}             until the server says that the turn is in this state
 //     {do: 'stop'}                    tells the server to stop the turn
+//     {do: 'closed'}                  until all sockets are closed
 //     A step may have a `body`, fields that its requests add, and `cuts`: its first responses break as those of a lost
 //     network do, after so many chunks, when the client has dealt with these; or they end there, with {after, ends: true}.
 //     `transport: 'workflow'` is the one of @ai-sdk/workflow; `transport: 'workflow run'` remembers a run over a reload.
+//     `transport: 'websocket'` is the one of `ai` 7 over the package `ws`; jobs with the same `socket` share one. Of the
+//     result, `sockets` has the close code of each that was opened, null while it is open.
 
 import { setImmediate as breathe, setTimeout as sleep } from 'node:timers/promises';
+import { WebSocket } from 'ws';
 
 const POLL_MS = 5;
 const AT_ONCE = 24;
@@ -188,8 +192,44 @@ function cutOff(body, cut, dealtWith) {
   );
 }
 
+// A WebSocket that is lost, as a network loses one, after so many chunks of a request.
+class LosingSocket extends WebSocket {
+  chunks = new Map();
+
+  constructor(url, protocols, visit) {
+    super(url, protocols);
+    this.visit = visit;
+    const index = visit.sockets.push(null) - 1;
+    this.on('close', code => (visit.sockets[index] = code));
+  }
+
+  send(text) {
+    const { type, requestId } = JSON.parse(text);
+    if (type !== 'abort') this.chunks.set(requestId, this.visit.cuts.shift());
+    super.send(text);
+  }
+
+  get onmessage() {
+    return super.onmessage;
+  }
+
+  set onmessage(listener) {
+    super.onmessage = event => {
+      if (this.readyState !== WebSocket.OPEN) return;
+      listener(event);
+      const { type, requestId } = JSON.parse(event.data);
+      const left = this.chunks.get(requestId) - (type === 'chunk');
+      this.chunks.set(requestId, left);
+      if (left === 0) this.terminate();
+    };
+  }
+}
+
+const shared = new Map();
+
 class Visit {
   requests = [];
+  sockets = [];
   seen = 0;
   cuts = [];
   body = {};
@@ -214,7 +254,7 @@ class Visit {
       const { status, error, messages } = this.client;
       steps.push({ status, error: error === undefined ? null : brief(error), messages: structuredClone(messages) });
     }
-    return { steps, requests: this.requests };
+    return { steps, requests: this.requests, sockets: this.sockets };
   }
 
   async open(messages) {
@@ -234,7 +274,19 @@ class Visit {
   }
 
   async transport() {
-    const { url, headers, version } = this.job;
+    const { url, headers, version, socket } = this.job;
+    if (this.job.transport === 'websocket') {
+      const { WebSocketChatTransport } = await load(version);
+      const visit = this;
+      const webSocket = function (url, protocols) {
+        return new LosingSocket(url, protocols, visit);
+      };
+      if (!shared.has(socket)) {
+        const transport = new WebSocketChatTransport({ url: `${url}/ws`, headers, body: () => this.body, webSocket });
+        shared.set(socket ?? this, transport);
+      }
+      return shared.get(socket ?? this);
+    }
     if (!this.job.transport) {
       const { DefaultChatTransport } = await load(version);
       return new DefaultChatTransport({ api: url, headers, body: () => this.body, fetch: this.fetch });
@@ -327,6 +379,10 @@ class Visit {
 
   async wait({ state }) {
     while ((await this.state()).turn.state !== state) await sleep(POLL_MS);
+  }
+
+  async closed() {
+    while (this.sockets.includes(null)) await sleep(POLL_MS);
   }
 
   async stop() {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import socket
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,6 +14,7 @@ from typing import Literal
 import trio
 
 _EVENT = re.compile(rb"data: [^\n]*\n\n")
+_FRAME_EVENTS = (b'{"type":"chunk"', b'{"type":"event"')
 
 
 @dataclass(frozen=True)
@@ -29,10 +30,32 @@ class Fault:
         if self.after_bytes is not None:
             return self.after_bytes if len(seen) >= self.after_bytes else None
         assert self.after_events is not None
-        if self.after_events == 0:
-            return seen.index(b"\r\n\r\n") + 4 if b"\r\n\r\n" in seen else None
-        ends = [match.end() for match in _EVENT.finditer(seen)]
+        head = seen.find(b"\r\n\r\n") + 4
+        if head < 4:
+            return None
+        if seen.startswith(b"HTTP/1.1 101 "):
+            frames = list(_frames(seen, head))
+            if self.after_events == 0:
+                return next((end for end, data in frames if data.startswith(b'{"type":"start"')), None)
+            ends = [end for end, data in frames if data.startswith(_FRAME_EVENTS)]
+        elif self.after_events == 0:
+            return head
+        else:
+            ends = [match.end() for match in _EVENT.finditer(seen)]
         return ends[self.after_events - 1] if len(ends) >= self.after_events else None
+
+
+def _frames(seen: bytes, at: int) -> Iterator[tuple[int, bytes]]:
+    """Yield where each whole frame of a server's WebSocket ends, and what it holds."""
+    while len(seen) >= at + 2:
+        length, at = seen[at + 1], at + 2
+        if length >= 126:
+            width = 2 if length == 126 else 8
+            length, at = int.from_bytes(seen[at : at + width], "big"), at + width
+        if len(seen) < at + length:
+            return
+        yield at + length, seen[at : at + length]
+        at += length
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""`penstock.client` against the real server, over connections that break."""
+"""`penstock.client` against the real server, over connections that break: of HTTP, and a WebSocket's."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from penstock import AnswerError, Position, Turn, chat_app, open_client
 from penstock.cli.send import resume
 from penstock.cli.watch import watch
 from penstock.client import Client, Closing, Gap, Message, Other, Received, Snapshot
+from penstock.client.client import Transport
 from penstock.errors import RequestRefusedError, ServerUnreachableError, StreamLostError
 from penstock.limits import ClientLimits, ConnectionLimits, HubLimits, Limits
 from penstock.testing import open_server, user_message
@@ -24,6 +25,8 @@ from penstock.wire.assembly import assemble
 from penstock.wire.chunks import Abort, AnyChunk, Error, Finish, Start, TextDelta, ToolApprovalRequest
 
 Answer = Callable[[Turn], Awaitable[None]]
+
+both = pytest.mark.parametrize("transport", ["sse", "websocket"])
 
 QUICK = ClientLimits(first_backoff_s=0.002, backoff_max_s=0.004, silence_s=5)
 
@@ -55,13 +58,17 @@ class Chat:
 
 @asynccontextmanager
 async def chatting(
-    answer: Answer, *faults: Fault | None, limits: ClientLimits = QUICK, server: Limits = Limits()
+    answer: Answer,
+    *faults: Fault | None,
+    limits: ClientLimits = QUICK,
+    server: Limits = Limits(),
+    transport: Transport = "sse",
 ) -> AsyncIterator[Chat]:
     """Serve a producer behind a proxy."""
     async with (
         open_server(chat_app(answer, limits=server)) as url,
         open_proxy(url, *faults) as proxy,
-        open_client(f"{proxy.url}/api/chat", limits=limits) as client,
+        open_client(f"{proxy.url}/api/chat", transport=transport, limits=limits) as client,
         open_client(f"{url}/api/chat", limits=limits) as straight,
     ):
         yield Chat(url, proxy, client, straight)
@@ -101,28 +108,39 @@ class Mixed:
 EVENTS = 19
 
 
+def status(over_http: int, transport: Transport) -> int:
+    """The status of a refusal: an `error` frame has none."""
+    return over_http if transport == "sse" else 400
+
+
 def without_id(chunks: list[AnyChunk]) -> list[AnyChunk]:
     """Chunks but for what differs from turn to turn."""
     assert isinstance(chunks[0], Start)
     return [Start(), *chunks[1:]]
 
 
-async def test_the_mixed_message_has_as_many_events_as_the_tests_below_cut() -> None:
-    async with chatting(Mixed()) as chat:
+@both
+async def test_the_mixed_message_has_as_many_events_as_the_tests_below_cut(transport: Transport) -> None:
+    async with chatting(Mixed(), transport=transport) as chat:
         assert len(await chat.send()) == EVENTS
 
 
 @pytest.mark.parametrize("do", ["reset", "close"])
 @pytest.mark.parametrize("pace_s", [None, 0.002])
-async def test_a_cut_after_any_event_changes_nothing(do: Any, pace_s: float | None) -> None:
+@both
+async def test_a_cut_after_any_event_changes_nothing(
+    do: Any, pace_s: float | None, transport: Transport
+) -> None:
     """Whether the turn is over by then or still runs."""
     mixed = Mixed(pace_s)
-    async with chatting(mixed) as chat:
+    async with chatting(mixed, transport=transport) as chat:
         uncut = without_id(await chat.send("uncut"))
         for count in range(EVENTS + 1):
             chat.proxy.faults = [Fault(do, after_events=count), None]
             # The connection of the last answer is kept, and would not get the fault.
-            async with open_client(f"{chat.proxy.url}/api/chat", limits=QUICK) as chat.client:
+            async with open_client(
+                f"{chat.proxy.url}/api/chat", limits=QUICK, transport=transport
+            ) as chat.client:
                 before = chat.proxy.connections
                 chunks = await chat.send(f"c{count}")
             assert without_id(chunks) == uncut or count == 0
@@ -134,9 +152,12 @@ async def test_a_cut_after_any_event_changes_nothing(do: Any, pace_s: float | No
 
 
 @pytest.mark.parametrize("every", [1, 2, 3, 7])
-async def test_a_cut_after_every_few_events_changes_nothing(every: int) -> None:
+@both
+async def test_a_cut_after_every_few_events_changes_nothing(every: int, transport: Transport) -> None:
     """Every connection is cut."""
-    async with chatting(Mixed(), Fault("reset", after_events=every), limits=QUICK) as chat:
+    async with chatting(
+        Mixed(), Fault("reset", after_events=every), limits=QUICK, transport=transport
+    ) as chat:
         chunks = await chat.send()
         state = await chat.straight.state("c")
         assert state is not None
@@ -145,15 +166,18 @@ async def test_a_cut_after_every_few_events_changes_nothing(every: int) -> None:
 
 
 @pytest.mark.parametrize("do", ["reset", "close"])
-async def test_a_cut_at_any_byte_of_the_first_answer_runs_the_producer_once(do: Any) -> None:
+@both
+async def test_a_cut_at_any_byte_of_the_first_answer_runs_the_producer_once(
+    do: Any, transport: Transport
+) -> None:
     """Before the head, within it, within an event: of those before the head nobody told the client anything."""
     mixed = Mixed()
-    async with chatting(mixed) as chat:
+    async with chatting(mixed, transport=transport) as chat:
         for turns, count in enumerate(range(0, 900, 29)):
             chat.proxy.faults = [Fault(do, after_bytes=count), None]
             received: list[AnyChunk] = []
             async with (
-                open_client(f"{chat.proxy.url}/api/chat", limits=QUICK) as client,
+                open_client(f"{chat.proxy.url}/api/chat", limits=QUICK, transport=transport) as client,
                 client.send(f"c{count}", "Hello") as stream,
             ):
                 async for event in stream:
@@ -166,11 +190,14 @@ async def test_a_cut_at_any_byte_of_the_first_answer_runs_the_producer_once(do: 
             assert mixed.runs == turns + 1
 
 
-async def test_a_head_that_never_comes_is_silence_and_the_turn_is_joined() -> None:
+@both
+async def test_a_head_that_never_comes_is_silence_and_the_turn_is_joined(transport: Transport) -> None:
     """The answer is swallowed; the turn runs, and is found by its message."""
     mixed = Mixed()
     limits = ClientLimits(first_backoff_s=0.002, silence_s=0.1)
-    async with chatting(mixed, Fault("stall", after_bytes=0), None, limits=limits) as chat:
+    async with chatting(
+        mixed, Fault("stall", after_bytes=0), None, limits=limits, transport=transport
+    ) as chat:
         async with chat.client.send("c", "Hello") as stream:
             chunks = [event.chunk async for event in stream if isinstance(event, Received)]
         state = await chat.straight.state("c")
@@ -179,7 +206,8 @@ async def test_a_head_that_never_comes_is_silence_and_the_turn_is_joined() -> No
     assert mixed.runs == 1
 
 
-async def test_silence_is_a_drop_and_a_keepalive_is_none() -> None:
+@both
+async def test_silence_is_a_drop_and_a_keepalive_is_none(transport: Transport) -> None:
     """The proxy passes nothing on, not even comments; the straight client hears those."""
     go_on = trio.Event()
 
@@ -189,10 +217,12 @@ async def test_silence_is_a_drop_and_a_keepalive_is_none() -> None:
             await go_on.wait()
             await text.write("two.")
 
-    limits = ClientLimits(first_backoff_s=0.002, silence_s=0.25)
+    limits = ClientLimits(first_backoff_s=0.002, silence_s=0.6)  # two looks of the keepalive timer
     server = Limits(connection=ConnectionLimits(keepalive_s=0.05))
     async with (
-        chatting(answer, Fault("stall", after_events=3), None, limits=limits, server=server) as chat,
+        chatting(
+            answer, Fault("stall", after_events=3), None, limits=limits, server=server, transport=transport
+        ) as chat,
         trio.open_nursery() as nursery,
     ):
         texts: list[str] = []
@@ -206,17 +236,20 @@ async def test_silence_is_a_drop_and_a_keepalive_is_none() -> None:
 
         nursery.start_soon(take)
         await wait_for(lambda: chat.proxy.connections == 2)
-        await trio.sleep(0.5)
+        await trio.sleep(1)
         assert chat.proxy.connections == 2, "a stream with keepalives was taken for silent"
         go_on.set()
     assert texts == ["One, ", "two."]
 
 
-async def test_silence_that_does_not_end_is_given_up() -> None:
+@both
+async def test_silence_that_does_not_end_is_given_up(transport: Transport) -> None:
     """With a sentence, after all attempts."""
     limits = ClientLimits(first_backoff_s=0.002, silence_s=0.03, attempts=3)
     swallow = Fault("stall", after_bytes=0)
-    async with chatting(Mixed(), Fault("stall", after_events=2), swallow, limits=limits) as chat:
+    async with chatting(
+        Mixed(), Fault("stall", after_events=2), swallow, limits=limits, transport=transport
+    ) as chat:
         async with chat.client.send("c", "Hello") as stream:
             for _ in range(2):
                 await anext(stream)
@@ -225,8 +258,9 @@ async def test_silence_that_does_not_end_is_given_up() -> None:
         assert chat.proxy.connections == 1 + limits.attempts
 
 
-async def test_a_follower_gets_the_whole_message_late_and_nothing_of_nobody() -> None:
-    async with chatting(Mixed()) as chat:
+@both
+async def test_a_follower_gets_the_whole_message_late_and_nothing_of_nobody(transport: Transport) -> None:
+    async with chatting(Mixed(), transport=transport) as chat:
         sent = await chat.send()
         async with chat.client.follow("c") as stream:
             replayed = [event async for event in stream]
@@ -242,8 +276,9 @@ async def test_a_follower_gets_the_whole_message_late_and_nothing_of_nobody() ->
             assert [event async for event in stream] == []
 
 
-async def test_a_position_beyond_the_turns_end_is_a_gap_and_the_whole() -> None:
-    async with chatting(Mixed()) as chat:
+@both
+async def test_a_position_beyond_the_turns_end_is_a_gap_and_the_whole(transport: Transport) -> None:
+    async with chatting(Mixed(), transport=transport) as chat:
         sent = await chat.send()
         assert isinstance(sent[0], Start)
         void = Position(str(sent[0].message_id), 1, 999)
@@ -255,13 +290,14 @@ async def test_a_position_beyond_the_turns_end_is_a_gap_and_the_whole() -> None:
         )
 
 
-async def test_a_turn_can_be_stopped() -> None:
+@both
+async def test_a_turn_can_be_stopped(transport: Transport) -> None:
     async def answer(turn: Turn) -> None:
         async with turn.text() as text:
             await text.write("One")
             await trio.sleep_forever()
 
-    async with chatting(answer) as chat, chat.client.send("c", "Hello") as stream:
+    async with chatting(answer, transport=transport) as chat, chat.client.send("c", "Hello") as stream:
         got: list[Received | Gap] = []
         async for event in stream:
             got.append(event)
@@ -278,18 +314,19 @@ async def test_a_turn_can_be_stopped() -> None:
         assert turn["message"]["parts"][0]["text"] == "One"
         with pytest.raises(RequestRefusedError, match="no such chat") as caught:
             await chat.client.stop("nobody")
-        assert caught.value.status == 404
+        assert caught.value.status == status(404, transport)
         assert await chat.client.state("nobody") is None
         assert await chat.client.turn("c", "nobody") is None
 
 
-async def test_a_tool_call_can_be_approved() -> None:
+@both
+async def test_a_tool_call_can_be_approved(transport: Transport) -> None:
     async def answer(turn: Turn) -> None:
         async with turn.tool_call("delete", {}) as call:
             decision = await call.approval(holder="turn", wait_s=5)
             await call.output(decision.approved)
 
-    async with chatting(answer) as chat, chat.client.send("c", "Hello") as stream:
+    async with chatting(answer, transport=transport) as chat, chat.client.send("c", "Hello") as stream:
         output: Any = None
         async for event in stream:
             assert isinstance(event, Received)
@@ -302,26 +339,29 @@ async def test_a_tool_call_can_be_approved() -> None:
     assert output is True
 
 
-async def test_refusals_are_the_servers_sentences() -> None:
+@both
+async def test_refusals_are_the_servers_sentences(transport: Transport) -> None:
     """Of another message meanwhile, and of a server that is full."""
 
     async def answer(turn: Turn) -> None:
         await trio.sleep_forever()
 
     limits = Limits(hub=HubLimits(running_turns=1))
-    async with chatting(answer, server=limits) as chat, chat.client.send("c", "one"):
+    async with chatting(answer, server=limits, transport=transport) as chat, chat.client.send("c", "one"):
         with pytest.raises(RequestRefusedError, match=r"^Another message of this chat") as caught:
             async with chat.client.send("c", "two"):
                 pass
-        assert caught.value.status == 409
+        assert caught.value.status == status(409, transport)
         with pytest.raises(RequestRefusedError, match=r"^Too many answers") as caught:
             async with chat.client.send("d", "two"):
                 pass
-        assert (caught.value.status, caught.value.retry_after_s) == (503, 5.0)
+        assert caught.value.status == status(503, transport)
+        assert caught.value.retry_after_s == (5.0 if transport == "sse" else None)
 
 
-async def test_nobody_there_is_said_at_once() -> None:
-    async with open_client("http://127.0.0.1:1/api/chat") as client:
+@both
+async def test_nobody_there_is_said_at_once(transport: Transport) -> None:
+    async with open_client("http://127.0.0.1:1/api/chat", transport=transport) as client:
         with pytest.raises(ServerUnreachableError, match=r"There is no answer from 127\.0\.0\.1:1\."):
             async with client.follow("c"):
                 pass
@@ -330,7 +370,8 @@ async def test_nobody_there_is_said_at_once() -> None:
 
 
 @pytest.mark.parametrize("where", ["request", "read", "backoff", "unread"])
-async def test_cancellation_closes_the_connection_at_once(where: str) -> None:
+@both
+async def test_cancellation_closes_the_connection_at_once(where: str, transport: Transport) -> None:
     """While it waits for the head, for an event or for the next attempt, or with events that nobody took."""
 
     async def answer(turn: Turn) -> None:
@@ -342,10 +383,13 @@ async def test_cancellation_closes_the_connection_at_once(where: str) -> None:
         "backoff": [Fault("reset", after_events=2), Fault("reset", after_bytes=0)],
     }
     limits = ClientLimits(first_backoff_s=1_000, backoff_max_s=1_000)
-    async with chatting(answer, *faults.get(where, [None]), limits=limits) as chat:
+    async with chatting(answer, *faults.get(where, [None])) as chat:
         started = trio.current_time()
         with trio.move_on_after(0.1):
-            async with chat.client.send("c", "Hello") as stream:
+            async with (
+                open_client(f"{chat.proxy.url}/api/chat", limits=limits, transport=transport) as client,
+                client.send("c", "Hello") as stream,
+            ):
                 async for _ in stream:
                     if where == "unread":
                         await trio.sleep_forever()
@@ -361,8 +405,9 @@ async def test_leaving_in_the_middle_leaves_no_connection() -> None:
         await wait_for(lambda: chat.proxy.open == 0)
 
 
-async def test_answers_that_were_taken_whole_share_a_connection() -> None:
-    async with chatting(Mixed()) as chat:
+@both
+async def test_answers_that_were_taken_whole_share_a_connection(transport: Transport) -> None:
+    async with chatting(Mixed(), transport=transport) as chat:
         for number in range(5):
             await chat.send(f"c{number}")
             await chat.client.state(f"c{number}")
@@ -372,8 +417,9 @@ async def test_answers_that_were_taken_whole_share_a_connection() -> None:
 # Watching
 
 
-async def test_a_watch_tells_of_turns_that_others_begin() -> None:
-    async with chatting(Mixed()) as chat, chat.client.watch("c") as events:
+@both
+async def test_a_watch_tells_of_turns_that_others_begin(transport: Transport) -> None:
+    async with chatting(Mixed(), transport=transport) as chat, chat.client.watch("c") as events:
         assert isinstance(await anext(events), Snapshot)
         sent = await chat.send()
         question = await anext(events)
@@ -388,10 +434,18 @@ async def test_a_watch_tells_of_turns_that_others_begin() -> None:
 
 
 @pytest.mark.parametrize("every", [1, 2, 5])
-async def test_a_watch_that_is_cut_all_the_time_misses_and_repeats_nothing(every: int) -> None:
-    async with chatting(Mixed(0.001)) as chat:
+@both
+async def test_a_watch_that_is_cut_all_the_time_misses_and_repeats_nothing(
+    every: int, transport: Transport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "penstock.web.streams.retry_s", lambda: 0.001
+    )  # each wait is as long as the server asks for
+    # The first connection lasts until the turn has begun: before that there is no position.
+    faults = Fault("reset", after_events=3), Fault("reset", after_events=every)
+    async with chatting(Mixed(0.001), *faults, transport=transport) as chat:
         async with (
-            open_client(f"{chat.proxy.url}/api/chat", limits=QUICK) as cut,
+            open_client(f"{chat.proxy.url}/api/chat", limits=QUICK, transport=transport) as cut,
             trio.open_nursery() as nursery,
         ):
             sent: list[AnyChunk] = []
@@ -405,28 +459,32 @@ async def test_a_watch_that_is_cut_all_the_time_misses_and_repeats_nothing(every
             chunks: list[AnyChunk] = []
             async with cut.watch("c") as events:
                 await anext(events)
-                # The first connection is whole until the turn has begun: before that there is no position.
                 nursery.start_soon(send)
                 async for event in events:
                     if isinstance(event, Received):
                         chunks.append(event.chunk)
-                        chat.proxy.faults = [Fault("reset", after_events=every)]
                     if isinstance(event, Gap | Snapshot):
                         raise AssertionError(event)
                     if isinstance(event, Received) and isinstance(event.chunk, Finish | Error):
                         break
         assert chunks == sent
+        assert chat.proxy.connections >= EVENTS // every
 
 
-async def test_a_watch_takes_only_what_it_asks_for() -> None:
-    async with chatting(Mixed()) as chat, chat.client.watch("c", types=["text-delta", "nonsense"]) as events:
+@both
+async def test_a_watch_takes_only_what_it_asks_for(transport: Transport) -> None:
+    async with (
+        chatting(Mixed(), transport=transport) as chat,
+        chat.client.watch("c", types=["text-delta", "nonsense"]) as events,
+    ):
         assert await anext(events) == Other("notice", '{"ignored":["nonsense"]}')
         await chat.send()
         kinds = [await anext(events), await anext(events)]
         assert [event.chunk.kind for event in kinds if isinstance(event, Received)] == ["text-delta"] * 2
 
 
-async def test_a_server_that_goes_away_says_closing() -> None:
+@both
+async def test_a_server_that_goes_away_says_closing(transport: Transport) -> None:
     draining = trio.Event()
     told: list[Any] = []
 
@@ -442,7 +500,7 @@ async def test_a_server_that_goes_away_says_closing() -> None:
         async with open_server(chat_app(Mixed())) as url:
 
             async def run() -> None:
-                async with open_client(f"{url}/api/chat", limits=QUICK) as client:
+                async with open_client(f"{url}/api/chat", limits=QUICK, transport=transport) as client:
                     await look(client)
 
             nursery.start_soon(run)
@@ -541,8 +599,12 @@ async def test_a_watch_of_nobodys_chat_is_a_sentence() -> None:
         assert err.startswith("A chat id must be")
 
 
-async def test_one_message_is_sent_as_a_history() -> None:
-    async with chatting(Mixed()) as chat, chat.client.send("c", [user_message("x", id="u1")]) as stream:
+@both
+async def test_one_message_is_sent_as_a_history(transport: Transport) -> None:
+    async with (
+        chatting(Mixed(), transport=transport) as chat,
+        chat.client.send("c", [user_message("x", id="u1")]) as stream,
+    ):
         async for _ in stream:
             pass
         state = await chat.client.state("c")

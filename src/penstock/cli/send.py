@@ -10,6 +10,7 @@ from typing import TextIO
 from penstock.cli.printer import Printer
 from penstock.cli.session import run_session
 from penstock.client import ChunkStream, Client, Gap
+from penstock.client.client import Transport
 from penstock.limits import ClientLimits
 from penstock.wire.chunks import Abort, Error
 from penstock.wire.messages import UIMessage
@@ -21,6 +22,7 @@ async def send(
     *,
     chat_id: str | None = None,
     raw: bool = False,
+    transport: Transport | None = None,
     limits: ClientLimits = ClientLimits(),
     stdout: TextIO | None = None,
     stderr: TextIO | None = None,
@@ -35,6 +37,7 @@ async def send(
         text: the user's message.
         chat_id: the chat to go on with, whose history the server has; None begins one.
         raw: print each chunk's JSON instead, one a line, and `[DONE]` after the last.
+        transport: SSE or a WebSocket; None: what the URL says.
         limits: how long to wait, and how often to try.
         stdout: where the answer goes.
         stderr: where notes and errors go.
@@ -54,7 +57,7 @@ async def send(
         )
         return client.send(f"chat_{secrets.token_hex(8)}", [message])
 
-    return await _print(url, ask, raw, limits, stdout, stderr)
+    return await _print(url, ask, raw, transport, limits, stdout, stderr)
 
 
 async def resume(
@@ -62,18 +65,20 @@ async def resume(
     chat_id: str,
     *,
     raw: bool = False,
+    transport: Transport | None = None,
     limits: ClientLimits = ClientLimits(),
     stdout: TextIO | None = None,
     stderr: TextIO | None = None,
 ) -> int:
     """Print a chat's newest answer, from its start to its end; return the exit status. As `send`, without sending."""
-    return await _print(url, lambda client: client.follow(chat_id), raw, limits, stdout, stderr)
+    return await _print(url, lambda client: client.follow(chat_id), raw, transport, limits, stdout, stderr)
 
 
 async def _print(
     url: str,
     ask: Callable[[Client], ChunkStream],
     raw: bool,
+    transport: Transport | None,
     limits: ClientLimits,
     stdout: TextIO | None,
     stderr: TextIO | None,
@@ -98,4 +103,4 @@ async def _print(
         if not begun:
             printer.error("There is no answer to go on with.")
 
-    return await run_session(url, printer, talk, limits=limits)
+    return await run_session(url, printer, talk, transport=transport, limits=limits)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 from penstock.cli.printer import Printer
-from penstock.client.client import Client, endpoint_url, open_client
+from penstock.client.client import Client, Transport, endpoint_url, open_client
 from penstock.errors import LocalProtocolError, RemoteProtocolError, RequestError
 from penstock.limits import ClientLimits
 
@@ -21,6 +21,7 @@ async def run_session(
     printer: Printer,
     talk: Callable[[Client], Awaitable[None]],
     *,
+    transport: Transport | None = None,
     limits: ClientLimits = ClientLimits(),
 ) -> int:
     """Run `talk` with a client of the server, and return the exit status: 0 if it had no errors to print.
@@ -29,6 +30,7 @@ async def run_session(
         url: a server's root, or its chat endpoint; with or without http://.
         printer: where errors go.
         talk: what the command does.
+        transport: as `open_client` takes it.
         limits: the client's.
 
     Cancelled, it closes the connection and prints nothing more.
@@ -36,7 +38,7 @@ async def run_session(
     status = INTERRUPTED
     try:
         try:
-            async with open_client(_chat_url(url), limits=limits) as client:
+            async with open_client(_chat_url(url), transport=transport, limits=limits) as client:
                 await talk(client)
         except (RequestError, LocalProtocolError, ValueError) as exc:
             printer.error(str(exc))

@@ -9,6 +9,7 @@ from typing import Any, TextIO
 from penstock.cli.printer import Printer
 from penstock.cli.session import run_session
 from penstock.client import Client, Closing, Gap, Message, Other, Received, Snapshot, WatchEvent
+from penstock.client.client import Transport
 from penstock.limits import ClientLimits
 from penstock.wire.chunks import Abort, AnyChunk, Error, Finish
 from penstock.wire.codec import convert
@@ -22,6 +23,7 @@ async def watch(
     types: Sequence[str] | None = None,
     lane: str | None = None,
     raw: bool = False,
+    transport: Transport | None = None,
     limits: ClientLimits = ClientLimits(),
     stdout: TextIO | None = None,
     stderr: TextIO | None = None,
@@ -36,6 +38,7 @@ async def watch(
         types: kinds of chunks and events to be sent; None for all.
         lane: a lane to be sent as a whole.
         raw: print each event as a line of JSON instead, `{"event", "id", "data"}`.
+        transport: SSE or a WebSocket; None: what the URL says.
         limits: how long to wait, and how often to try.
         stdout: where text and JSON go.
         stderr: where notes and errors go.
@@ -54,7 +57,7 @@ async def watch(
                     viewer.show(event)
                 printer.flush()
 
-    return await run_session(url, printer, talk, limits=limits)
+    return await run_session(url, printer, talk, transport=transport, limits=limits)
 
 
 class _Viewer:

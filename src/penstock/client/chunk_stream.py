@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import httpx2
-
+from penstock.client.answer import Answer, Asked
 from penstock.client.endpoint import Endpoint
 from penstock.client.event_stream import EventStream
-from penstock.client.events import Gap, Received, read_position
+from penstock.client.events import Gap, Received, read_closing, read_position
 from penstock.errors import RemoteProtocolError, RequestRefusedError, ServerUnreachableError, StreamLostError
 from penstock.journal.position import Position
 from penstock.wire.chunks import Error, Finish, Start
@@ -75,14 +74,12 @@ class ChunkStream(EventStream[Received | Gap]):
     def _complete(self) -> bool:
         return self._finished
 
-    async def _next_request(self) -> httpx2.Request:
+    async def _next_request(self) -> Asked:
         self._at_first_chunk = True
-        stream = {"accept": "text/event-stream"}
         if self._post is not None and not self._answered and not await self._arrived():
-            return self._endpoint.request("POST", headers=stream, json=self._post)
+            return Asked("send", self._chat_id, self._post, "")
         self._asked_after = self._position
-        query = None if self._position is None else {"after": str(self._position)}
-        return self._endpoint.request("GET", self._chat_id, "stream", query=query, headers=stream)
+        return Asked("resume", self._chat_id, {}, "" if self._position is None else str(self._position))
 
     async def _arrived(self) -> bool:
         """Whether an earlier POST, whose answer never came, has reached the server.
@@ -92,7 +89,7 @@ class ChunkStream(EventStream[Received | Gap]):
         if self._requests == 0 or self._new_message_id is None:
             return False
         try:
-            state = await self._endpoint.ask(self._endpoint.request("GET", self._chat_id))
+            state = await self._endpoint.state(self._chat_id)
         except (RequestRefusedError, ServerUnreachableError, RemoteProtocolError):
             return False  # the POST will tell
         messages = state.get("messages") if isinstance(state, dict) else None
@@ -109,14 +106,18 @@ class ChunkStream(EventStream[Received | Gap]):
         if self._post is not None or self._answered:
             raise StreamLostError("The stream was cut, and the server does not have the rest any more.")
 
-    def _accept(self, response: httpx2.Response) -> None:
-        turn_id = response.headers.get("x-penstock-turn")
-        self._penstock = turn_id is not None
-        if self._turn_id is not None and turn_id != self._turn_id:
+    def _accept(self, answer: Answer) -> None:
+        self._penstock = answer.turn_id is not None
+        if self._turn_id is not None and answer.turn_id != self._turn_id:
             raise StreamLostError("The stream was cut, and the chat has gone on to another answer.")
-        self._turn_id = turn_id
+        self._turn_id = answer.turn_id
 
     def _take(self, event: ServerSentEvent) -> Received | Gap | None:
+        if event.event == "closing" and not self._finished:
+            closing = read_closing(event.data, self._endpoint.wire)
+            if not closing.reconnect:
+                raise StreamLostError("The stream was cut, and the server does not want us back.")
+            self._next_wait_s = closing.retry_s
         if event.event != "message":
             return None
         if event.data == "[DONE]":

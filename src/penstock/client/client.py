@@ -16,18 +16,24 @@ import random
 import secrets
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import httpx2
+import trio
 
 from penstock.client.chunk_stream import ChunkStream
 from penstock.client.endpoint import Endpoint, as_object
+from penstock.client.socket_endpoint import SocketEndpoint
 from penstock.client.watch_stream import WatchStream
-from penstock.errors import LocalProtocolError, RemoteProtocolError, RequestRefusedError
+from penstock.errors import LocalProtocolError, RemoteProtocolError
 from penstock.http import http_client
 from penstock.journal.position import Position
 from penstock.limits import ClientLimits
 from penstock.wire.messages import UIMessage, check_chat_id
+
+Transport: TypeAlias = Literal["sse", "websocket"]
+
+_HTTP_OF = {"ws": "http", "wss": "https"}
 
 
 class Client:
@@ -117,8 +123,7 @@ class Client:
             RequestError: what was asked for did not happen, or nobody knows.
         """
         _check(chat_id)
-        request = self._endpoint.request("POST", chat_id, "stop", json={"reason": reason} if reason else {})
-        state = as_object(await self._endpoint.ask(request)).get("state")
+        state = as_object(await self._endpoint.stop(chat_id, reason)).get("state")
         if not isinstance(state, str):
             raise RemoteProtocolError("The server does not say how the turn ended.")
         return state
@@ -132,9 +137,7 @@ class Client:
         """
         _check(chat_id)
         decision = {"approved": approved, **({"reason": reason} if reason else {})}
-        await self._endpoint.ask(
-            self._endpoint.request("POST", chat_id, "approvals", approval_id, json=decision)
-        )
+        await self._endpoint.approve(chat_id, approval_id, decision)
 
     async def state(self, chat_id: str) -> dict[str, Any] | None:
         """Return a chat's state, as `docs/wire.md` has it; None if there is no such chat.
@@ -143,7 +146,7 @@ class Client:
             RequestError: it can't be had.
         """
         _check(chat_id)
-        return await self._get(chat_id)
+        return await self._endpoint.state(chat_id)
 
     async def turn(self, chat_id: str, turn_id: str) -> dict[str, Any] | None:
         """Return a turn's state, with its message so far; None if there is no such turn.
@@ -152,21 +155,14 @@ class Client:
             RequestError: it can't be had.
         """
         _check(chat_id)
-        return await self._get(chat_id, "turns", turn_id)
-
-    async def _get(self, *path: str) -> dict[str, Any] | None:
-        try:
-            return as_object(await self._endpoint.ask(self._endpoint.request("GET", *path)))
-        except RequestRefusedError as exc:
-            if exc.status == 404:
-                return None
-            raise
+        return await self._endpoint.get(chat_id, "turns", turn_id)
 
 
 @asynccontextmanager
 async def open_client(
     url: str,
     *,
+    transport: Transport | None = None,
     headers: Mapping[str, str] | None = None,
     limits: ClientLimits = ClientLimits(),
     jitter: Callable[[], float] = random.random,
@@ -174,7 +170,9 @@ async def open_client(
     """Open a client of a chat endpoint, whose connections are kept for the next request.
 
     Args:
-        url: the endpoint, as `http://127.0.0.1:8000/api/chat`.
+        url: the endpoint, as `http://127.0.0.1:8000/api/chat`, or with ws or wss.
+        transport: `"websocket"` for one socket that carries all requests, or HTTP with `"sse"`; None for what the URL's
+            scheme says. Where a WebSocket is refused, HTTP is used.
         headers: sent with every request, such as `authorization`. Redirects are not followed.
         limits: the numbers that differ from the defaults.
         jitter: numbers from 0 to 1 for the waits; `random.Random(7).random` for the same ones each time.
@@ -183,8 +181,24 @@ async def open_client(
         ValueError: if the URL can't be used.
     """
     parsed = endpoint_url(url)
+    if transport is None:
+        transport = "websocket" if parsed.scheme in _HTTP_OF else "sse"
+    parsed = parsed.copy_with(scheme=_HTTP_OF.get(parsed.scheme, parsed.scheme))
+    failure: Exception | None = None
     async with http_client(parsed, connect_s=limits.connect_s, silence_s=limits.silence_s) as http:
-        yield Client(Endpoint(http, parsed, headers or {}, limits), jitter)
+        if transport == "sse":
+            yield Client(Endpoint(http, parsed, headers or {}, limits), jitter)
+            return
+        async with trio.open_nursery() as nursery:
+            endpoint = SocketEndpoint(http, parsed, headers or {}, limits, nursery)
+            try:
+                yield Client(endpoint, jitter)
+                await endpoint.aclose()
+            except Exception as exc:
+                failure = exc  # not in a group: over HTTP it is in none
+            nursery.cancel_scope.cancel("the client is closed")
+    if failure is not None:
+        raise failure
 
 
 def endpoint_url(url: str) -> httpx2.URL:
@@ -193,8 +207,8 @@ def endpoint_url(url: str) -> httpx2.URL:
         endpoint = httpx2.URL(url)
     except httpx2.InvalidURL as exc:
         raise ValueError("That URL can't be read.") from exc
-    if endpoint.scheme not in ("http", "https") or not endpoint.host:
-        raise ValueError("The URL must begin with http:// or https:// and name a host.")
+    if endpoint.scheme not in ("http", "https", *_HTTP_OF) or not endpoint.host:
+        raise ValueError("The URL must begin with http:// or https://, or ws:// or wss://, and name a host.")
     return endpoint.copy_with(fragment=None)
 
 

@@ -1,12 +1,13 @@
-"""A chat endpoint: where its requests go and what they look like, JSON answers, and the sentence of a refusal.
+"""A chat endpoint over HTTP: what its requests look like, JSON answers, and the sentence of a refusal.
 
-Knows nothing of streams but that their answers are not read here.
+Streams are begun here, and read elsewhere.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack
 from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -14,10 +15,12 @@ from urllib.parse import quote, urlencode
 import httpx2
 import trio
 
+from penstock.client.answer import Answer, Asked, EventAnswer
 from penstock.errors import (
     LimitExceededError,
     LocalProtocolError,
     RemoteProtocolError,
+    RequestError,
     RequestRefusedError,
     ServerUnreachableError,
 )
@@ -30,6 +33,9 @@ _HEADERS = {
     "accept-encoding": "identity",
     "x-penstock-sdk": "7",
 }
+
+TRANSIENT = frozenset([408, 429, 502, 503, 504])
+"""Statuses after which the same request may do better. Source: RFC 9110 section 15, RFC 6585 section 4."""
 
 
 class Endpoint:
@@ -80,6 +86,60 @@ class Endpoint:
             return self._http.build_request(method, url, headers=headers)
         headers["content-type"] = "application/json"
         return self._http.build_request(method, url, headers=headers, content=encode_json(json))
+
+    async def open(self, asked: Asked) -> Answer | None:
+        """Ask for a stream and return what answers; None where there is nothing to stream.
+
+        Raises:
+            RequestRefusedError: another status than 200 and 204.
+            RequestError: the answer is no event stream.
+            LocalProtocolError: there is something in the request that can't be sent.
+            httpx2.TransportError: there is no answer.
+        """
+        stream = {"accept": "text/event-stream"}
+        match asked.kind:
+            case "send":
+                request = self.request("POST", headers=stream, json=asked.fields)
+            case "resume":
+                query = {"after": asked.after} if asked.after else None
+                request = self.request("GET", asked.chat_id, "stream", query=query, headers=stream)
+            case "watch":
+                if asked.after:
+                    stream["last-event-id"] = asked.after
+                request = self.request("GET", asked.chat_id, "watch", query=asked.fields, headers=stream)
+        response = await self.send(request)
+        async with AsyncExitStack() as stack:
+            pieces = await stack.enter_async_context(open_body(response))
+            if response.status_code == 204:
+                return None
+            if response.status_code != 200:
+                raise await self.refusal(response, pieces)
+            if not response.headers.get("content-type", "").startswith("text/event-stream"):
+                raise RequestError("The server did not answer with an event stream.")
+            return EventAnswer(response, pieces, stack.pop_all(), self.wire)
+
+    async def stop(self, chat_id: str, reason: str) -> Any:
+        """Ask for a chat's turn to be stopped; raises as `ask`."""
+        return await self.ask(
+            self.request("POST", chat_id, "stop", json={"reason": reason} if reason else {})
+        )
+
+    async def approve(self, chat_id: str, approval_id: str, decision: Mapping[str, Any]) -> None:
+        """Decide about a tool call; raises as `ask`."""
+        await self.ask(self.request("POST", chat_id, "approvals", approval_id, json=decision))
+
+    async def state(self, chat_id: str) -> dict[str, Any] | None:
+        """Return a chat's state, None if there is no such chat; raises as `ask`."""
+        return await self.get(chat_id)
+
+    async def get(self, *path: str) -> dict[str, Any] | None:
+        """Return an object, None if there is none; raises as `ask`."""
+        try:
+            return as_object(await self.ask(self.request("GET", *path)))
+        except RequestRefusedError as exc:
+            if exc.status == 404:
+                return None
+            raise
 
     async def send(self, request: httpx2.Request) -> httpx2.Response:
         """Send a request and return the answer with its body unread: give it to `open_body` at once.

@@ -8,7 +8,9 @@ import msgspec
 
 from penstock.errors import RemoteProtocolError
 from penstock.journal.position import Position
+from penstock.limits import WireLimits
 from penstock.wire.chunks import AnyChunk
+from penstock.wire.codec import convert, decode_json
 from penstock.wire.messages import UIMessage
 
 
@@ -63,3 +65,15 @@ def read_position(event_id: str) -> Position | None:
         return Position.parse(event_id)
     except RemoteProtocolError:
         return None
+
+
+class _Closing(msgspec.Struct, rename="camel"):
+    reason: str = ""
+    reconnect: bool = True
+    retry_ms: float = 0.0
+
+
+def read_closing(data: str, limits: WireLimits) -> Closing:
+    """Read what a server says before it ends a stream. Raises RemoteProtocolError."""
+    closing = convert(decode_json(data.encode(), limits=limits), _Closing, "The closing")
+    return Closing(closing.reason, closing.reconnect, closing.retry_ms / 1000)

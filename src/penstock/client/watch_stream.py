@@ -5,12 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
-import httpx2
 import msgspec
 
+from penstock.client.answer import Asked
 from penstock.client.endpoint import Endpoint, as_object
 from penstock.client.event_stream import EventStream
-from penstock.client.events import Closing, Gap, Message, Other, Received, Snapshot, read_position
+from penstock.client.events import (
+    Closing,
+    Gap,
+    Message,
+    Other,
+    Received,
+    Snapshot,
+    read_closing,
+    read_position,
+)
 from penstock.journal.position import Position
 from penstock.wire.codec import convert, decode_chunk, decode_json
 from penstock.wire.messages import UIMessage
@@ -21,12 +30,6 @@ WatchEvent: TypeAlias = Snapshot | Received | Message | Gap | Closing | Other
 
 class _Gap(msgspec.Struct):
     reason: str = ""
-
-
-class _Closing(msgspec.Struct, rename="camel"):
-    reason: str = ""
-    reconnect: bool = True
-    retry_ms: float = 0.0
 
 
 class WatchStream(EventStream[WatchEvent]):
@@ -63,11 +66,8 @@ class WatchStream(EventStream[WatchEvent]):
     def _recovers(self) -> bool:
         return True
 
-    async def _next_request(self) -> httpx2.Request:
-        headers = {"accept": "text/event-stream"}
-        if self._last_event_id:
-            headers["last-event-id"] = self._last_event_id
-        return self._endpoint.request("GET", self._chat_id, "watch", query=self._query, headers=headers)
+    async def _next_request(self) -> Asked:
+        return Asked("watch", self._chat_id, self._query, self._last_event_id)
 
     def _nothing(self) -> None:
         """As in a browser, 204 tells a client to stay away. Source: WHATWG HTML 9.2.3."""
@@ -91,8 +91,8 @@ class WatchStream(EventStream[WatchEvent]):
                 gap = convert(decode_json(data, limits=wire), _Gap, "The gap")
                 return Gap(gap.reason, position)
             case "closing":
-                closing = convert(decode_json(data, limits=wire), _Closing, "The closing")
+                closing = read_closing(event.data, wire)
                 self._over = not closing.reconnect
-                self._next_wait_s = closing.retry_ms / 1000
-                return Closing(closing.reason, closing.reconnect, self._next_wait_s)
+                self._next_wait_s = closing.retry_s
+                return closing
         return Other(event.event, event.data)

@@ -15,23 +15,22 @@ The first cause to close wins and stays: `CloseReason`. It cancels the nursery, 
 feeds a connection needs no code for disconnects. Leaving the block normally drains the channel, writes the stream's
 end and closes as `finished`. Leaving it by an exception cuts the stream: a client takes a polite end for success.
 
-On-close callbacks run in the block's own task, before the nursery waits for its writer, so a write that is stuck can't
-hold them.
+On-close callbacks run in the block's own task, before the nursery waits for a writer that may be stuck.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Awaitable, Iterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
-from typing import TypeAlias
 
-import msgspec
 import trio
 
 from penstock.closing import CloseReason
 from penstock.connections.callbacks import Callback, OnClose, Registration
+from penstock.connections.frame_queue import FrameQueue
 from penstock.connections.keepalive import Keepalive
+from penstock.connections.statistics import ConnectionStatistics
 from penstock.connections.transport import Transport
 from penstock.errors import ConnectionClosedError, ConnectionFullError
 from penstock.limits import ConnectionLimits
@@ -46,42 +45,27 @@ _FRAMES_PER_CHECKPOINT = 32
 """Frames sent in a row without a scheduler pass: a client that takes everything at once must not hold the others."""
 
 
-Channel: TypeAlias = tuple[trio.MemorySendChannel[bytes], trio.MemoryReceiveChannel[bytes]]
-
-
-class ConnectionStatistics(msgspec.Struct, frozen=True):
-    """What a connection has done, and what waits in it now."""
-
-    frames: int
-    writes: int
-    bytes_written: int
-    keepalives: int
-    waiting_frames: int
-    waiting_bytes: int
-
-
 class Connection:
     """A client's stream. Made by `open_connection`."""
 
     __slots__ = (
         "_bytes",
         "_callbacks",
-        "_channel",
         "_closed",
         "_drained",
         "_ending",
         "_ending_reason",
         "_fast",
         "_frames",
+        "_keepalive_frame",
         "_keepalives",
         "_last_write",
         "_limits",
         "_metrics",
         "_nursery",
         "_opening",
-        "_room",
         "_transport",
-        "_waiting_bytes",
+        "_waiting",
         "_write_began",
         "_writes",
         "close_reason",
@@ -94,17 +78,16 @@ class Connection:
         metrics: Metrics,
         opening: bytes,
         ending: bytes,
+        keepalive_frame: bytes,
         nursery: trio.Nursery,
     ) -> None:
         self._transport = transport
         self._nursery = nursery
-        self._opening, self._ending = opening, ending
+        self._opening, self._ending, self._keepalive_frame = opening, ending, keepalive_frame
         self._limits = limits
         self._metrics = metrics
         self._callbacks = OnClose(limits.callback_s, metrics)
-        self._channel: Channel | None = trio.open_memory_channel[bytes](limits.frames)
-        """From the producer to the writer; None while the writer is at rest."""
-        self._room = trio.lowlevel.ParkingLot()
+        self._waiting = FrameQueue(limits)
         self._closed = trio.lowlevel.ParkingLot()
         self._fast = False
         """Whether the writer is at rest: nothing waits, and a frame may be written at once."""
@@ -113,14 +96,13 @@ class Connection:
         """Why the connection is to close once what waits is written."""
         self._write_began: float | None = None
         self._last_write = trio.current_time()
-        self._waiting_bytes = 0
         self._frames = self._writes = self._bytes = self._keepalives = 0
         self.close_reason: CloseReason | None = None
         """Why the connection closed: the first cause. None while it is open."""
 
     def __repr__(self) -> str:
         state = "open" if self.close_reason is None else self.close_reason.value
-        return f"<Connection {state} waiting_bytes={self._waiting_bytes}>"
+        return f"<Connection {state} waiting_bytes={self._waiting.bytes}>"
 
     async def send(self, chunk: AnyChunk) -> None:
         """Encode a chunk and queue it, waiting for room. Cancelled, it has queued nothing.
@@ -141,11 +123,17 @@ class Connection:
             await trio.lowlevel.checkpoint_if_cancelled()
         else:
             await trio.lowlevel.checkpoint()
-        while True:
+        if not self._waiting.crowded:
             try:
                 return self.send_frame_nowait(frame)
             except ConnectionFullError:
-                await self._room.park()
+                pass
+        async with self._waiting.line():
+            while True:
+                try:
+                    return self.send_frame_nowait(frame)
+                except ConnectionFullError:
+                    await self._waiting.wait_room()
 
     def send_frame_nowait(self, frame: bytes) -> None:
         """Like `send_frame`, but raises `ConnectionFullError` where that would wait."""
@@ -163,7 +151,7 @@ class Connection:
         """
         if not self._fast:
             # On a direct transport something waits already, and the frame had better wait where it comes from.
-            return not self._transport.direct and self._queue(frame)
+            return not self._transport.direct and not self._waiting.crowded and self._queue(frame)
         try:
             if not self._transport.write_nowait(frame):
                 return False
@@ -177,18 +165,8 @@ class Connection:
         return True
 
     def _queue(self, frame: bytes) -> bool:
-        """Put a frame into the channel if there is room. One that is larger than the whole allowance passes alone."""
-        if self.close_reason is not None or self._ending_reason is not None:
+        if self.close_reason is not None or self._ending_reason is not None or not self._waiting.put(frame):
             return False
-        if self._waiting_bytes and self._waiting_bytes + len(frame) > self._limits.queue_bytes:
-            return False
-        if self._channel is None:
-            self._channel = trio.open_memory_channel[bytes](self._limits.frames)
-        try:
-            self._channel[0].send_nowait(frame)
-        except trio.WouldBlock:
-            return False
-        self._waiting_bytes += len(frame)
         self._frames += 1
         self._wake_writer()
         return True
@@ -215,8 +193,7 @@ class Connection:
 
     def _begin_ending(self, reason: CloseReason) -> None:
         self._ending_reason = reason
-        if self._channel is not None:
-            self._channel[0].close()
+        self._waiting.close()
 
     async def _end(self) -> None:
         """End as finished, when nobody but the caller can write any more."""
@@ -240,7 +217,7 @@ class Connection:
             if reason is not CloseReason.finished:
                 self._nursery.cancel_scope.cancel(f"the connection closed: {reason.value}")
             self._closed.unpark_all()
-            self._room.unpark_all()
+            self._waiting.wake()
             self._metrics.count("connections_closed", reason=reason.value)
 
     def statistics(self) -> ConnectionStatistics:
@@ -250,8 +227,8 @@ class Connection:
             writes=self._writes,
             bytes_written=self._bytes,
             keepalives=self._keepalives,
-            waiting_frames=0 if self._channel is None else self._channel[0].statistics().current_buffer_used,
-            waiting_bytes=self._waiting_bytes,
+            waiting_frames=self._waiting.frames,
+            waiting_bytes=self._waiting.bytes,
         )
 
     def _wake_writer(self) -> None:
@@ -272,20 +249,16 @@ class Connection:
     async def _write(self) -> None:
         """The writer task: nothing else touches the sending side of the transport meanwhile."""
         try:
-            while self._channel is not None:
-                frames = self._channel[1]
-                try:
-                    waiting = [frames.receive_nowait()]
-                except trio.WouldBlock:
+            while True:
+                data = self._waiting.take_nowait()
+                if data is None:
                     if self._transport.direct:
-                        self._channel = None
+                        self._waiting.rest()
                         self._fast = True
                         return
-                    waiting = [await frames.receive()]
-                data = b"".join([*waiting, *_all_of(frames)])
+                    data = await self._waiting.take()
                 await self._write_once(data)
-                self._waiting_bytes -= len(data)
-                self._room.unpark_all()
+                self._waiting.written(len(data))
         except trio.EndOfChannel:
             pass
         except OSError:
@@ -294,7 +267,7 @@ class Connection:
         try:
             await self._write_once(self._ending)
             self._drained = True
-            await self._timed(self._transport.finish())
+            await self._timed(self._transport.finish(self._ending_reason or CloseReason.finished))
         except OSError:
             self.close(CloseReason.client_gone)
         self.close(self._ending_reason or CloseReason.finished)
@@ -324,7 +297,7 @@ class Connection:
             due = self._last_write + keepalive_s
             if due <= now:
                 try:
-                    self.send_frame_nowait(KEEPALIVE)
+                    self.send_frame_nowait(self._keepalive_frame)
                     self._keepalives += 1
                 except (ConnectionFullError, ConnectionClosedError):
                     pass  # then something is about to be written, or nothing ever again
@@ -343,15 +316,6 @@ class Connection:
             self.close(CloseReason.client_gone)
 
 
-def _all_of(frames: trio.MemoryReceiveChannel[bytes]) -> Iterator[bytes]:
-    """Yield what waits."""
-    try:
-        while True:
-            yield frames.receive_nowait()
-    except (trio.WouldBlock, trio.EndOfChannel):
-        pass
-
-
 @asynccontextmanager
 async def open_connection(
     transport: Transport,
@@ -360,6 +324,7 @@ async def open_connection(
     metrics: Metrics = NopMetrics(),
     opening: bytes = OPENING,
     ending: bytes = DONE,
+    keepalive_frame: bytes = KEEPALIVE,
     keepalive: Keepalive | None = None,
 ) -> AsyncIterator[Connection]:
     """Stream to one client; the block is the producer.
@@ -370,6 +335,7 @@ async def open_connection(
         metrics: where to count.
         opening: what is written at once, before the block has anything to say.
         ending: what is written last, when the block ends normally.
+        keepalive_frame: what is written when nothing else was for `keepalive_s`.
         keepalive: a running timer for many connections; None for one of its own.
 
     The block is cancelled when the connection closes other than by `aclose`. That cancellation ends at this context
@@ -382,7 +348,7 @@ async def open_connection(
     metrics.gauge("connections_open", 1)
     try:
         async with trio.open_nursery() as nursery:
-            connection = Connection(transport, limits, metrics, opening, ending, nursery)
+            connection = Connection(transport, limits, metrics, opening, ending, keepalive_frame, nursery)
             nursery.start_soon(connection._begin)
             if not transport.on_gone(connection._client_gone):
                 nursery.start_soon(connection._watch)

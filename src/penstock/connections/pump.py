@@ -32,6 +32,7 @@ async def pump(
     *,
     limits: ViewerLimits,
     metrics: Metrics,
+    offer: Callable[[bytes], bool] | None = None,
     exact: bool = False,
     farewell: Callable[[], bytes] = bytes,
 ) -> None:
@@ -43,6 +44,7 @@ async def pump(
         render: how.
         limits: how far behind is far, and for how long.
         metrics: counts `viewer_merges` and `viewer_dropped`.
+        offer: what `connection.offer` is to be asked through, by one that must know what was refused.
         exact: never join or leave out anything, for a client that counts.
         farewell: what a viewer is told that is cut as slow; nothing, where an early end must not look like the end.
 
@@ -70,12 +72,14 @@ async def pump(
                 metrics.count("viewer_merges")
                 if dropped:
                     metrics.count("viewer_dropped", dropped)
-        else:
-            behind_since = None
         data = render(batch)
         if data:
             await connection.send_frame(data)
-        await subscription.ride(render, connection.offer)
+        taken = subscription.next_offset
+        await subscription.ride(render, offer or connection.offer)
+        if subscription.next_offset > taken:
+            # Only who keeps up is not behind: a small rest may still wait for a large one to be written.
+            behind_since = None
 
 
 def merge(entries: Sequence[Entry]) -> tuple[list[Entry], int]:

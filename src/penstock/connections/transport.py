@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from penstock.asgi import DirectStream, Receive, Scope, Send
+from penstock.closing import CloseReason
 
 
 class Transport(Protocol):
@@ -42,8 +43,8 @@ class Transport(Protocol):
             OSError: if the client has gone.
         """
 
-    async def finish(self) -> None:
-        """End the stream as one that is complete."""
+    async def finish(self, reason: CloseReason) -> None:
+        """End the stream politely, for a reason that the client is told where its protocol has a place for it."""
 
     def abort(self) -> None:
         """Cut the stream at once, as one that is not complete; a `write` that is stuck returns or raises."""
@@ -93,7 +94,7 @@ class AsgiTransport:
         """See `Transport.write_nowait`."""
         return self.direct and self._stream is not None and self._stream.write(data)
 
-    async def finish(self) -> None:
+    async def finish(self, reason: CloseReason) -> None:
         """See `Transport.finish`."""
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 

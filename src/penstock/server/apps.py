@@ -26,6 +26,9 @@ from penstock.server.log import indented_traceback, logger, one_line, summary
 
 Message = dict[str, Any]
 
+_MESSAGE_BYTES = 256
+"""What a message takes beside its content: a client may send thousands of empty ones."""
+
 
 class Client(Protocol):
     """The client of an app, as far as this file needs to know it."""
@@ -33,7 +36,7 @@ class Client(Protocol):
     deadline: float
     """When the client's present task, such as sending its body, must be done; by Trio's clock."""
 
-    def direct_stream(self, inbox: Inbox) -> object | None:
+    def direct_stream(self, inbox: Inbox, *, websocket: bool) -> object | None:
         """Return the request's `penstock.stream`, None where there is none."""
 
 
@@ -66,7 +69,10 @@ class Inbox:
                 while self._bytes > self._unread_bytes and not self.ended:
                     await self._changed.park()
         if not self.ended:
-            size = len(message.get("body") or message.get("bytes") or message.get("text") or b"") + 1
+            size = (
+                len(message.get("body") or message.get("bytes") or message.get("text") or b"")
+                + _MESSAGE_BYTES
+            )
             self._messages.append((message, size))
             self._bytes += size
             self._changed.unpark_all()
@@ -81,6 +87,11 @@ class Inbox:
                 # Called once, and not kept: it knows who knows us.
                 on_end, self._on_end = self._on_end, None
                 on_end()
+
+    @property
+    def disconnect(self) -> Message | None:
+        """What the app is told last, once its client has left or has the whole answer."""
+        return self._disconnect if self.ended else None
 
     def call_when_ended(self, callback: Callable[[], None]) -> None:
         """Have `end` call this, once; at once if it has been called. There is room for one callback."""
@@ -137,13 +148,14 @@ class AppTasks:
         send: Callable[[Any], Awaitable[None]],
     ) -> Callable[[Any], Awaitable[None]]:
         """Start the app and return how to tell it something. Does not wait."""
-        if scope["type"] == "websocket":
+        websocket = scope["type"] == "websocket"
+        if websocket:
             disconnect: Message = {"type": "websocket.disconnect", "code": 1006}
         else:
             disconnect = {"type": "http.disconnect"}
         inbox = Inbox(disconnect, unread_bytes=self._limits.unread_bytes)
         scope["extensions"]["penstock.server"] = self._going_away
-        if (stream := self._client.direct_stream(inbox)) is not None:
+        if (stream := self._client.direct_stream(inbox, websocket=websocket)) is not None:
             scope["extensions"]["penstock.stream"] = stream
         self._inboxes.append(inbox)
         self._metrics.count("server_requests", type=scope["type"])

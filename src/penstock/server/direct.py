@@ -1,10 +1,14 @@
-"""`scope["extensions"]["penstock.stream"]`: an HTTP/1.1 response's body, written without waiting.
+"""`scope["extensions"]["penstock.stream"]`: bytes to one client of an app, without waiting.
 
 An ASGI `send` is a walk through the protocol, and awaits at every step. Once a response's head is sent, its body is a row
 of chunks on a socket, and `write` puts one there: one system call. The bytes of the body are those that `send` would
 have sent, and the two may be mixed in any order; the response still begins and ends with `send`.
 
-Under TLS, and for a response whose length was announced, `direct` is False and only `abort` and `on_gone` are of use.
+On a WebSocket, once it is accepted, `write` takes text messages, each ended by a line feed, which JSON never has inside.
+An empty line is a ping, and a client that answers it with nothing for `pong_wait_s` is hung up.
+
+Under TLS, over HTTP/1.0, and for a response whose length was announced, `direct` is False and only `abort` and `on_gone` are
+of use.
 """
 
 from __future__ import annotations
@@ -13,14 +17,17 @@ from collections.abc import Callable
 from typing import Protocol
 
 from penstock.errors import ClientGoneError
-from penstock.server.apps import Inbox
+from penstock.server.apps import Inbox, Message
 
 
 class BodyWriter(Protocol):
     """The protocol of one client, as far as this file needs to know it."""
 
-    chunked: bool
-    """Whether a response's head has been sent, in chunked encoding and clear text, and its end has not."""
+    direct: bool
+    """Whether a chunked body or a WebSocket is under way, in clear text."""
+
+    def ping_sent(self) -> None:
+        """Note that a ping is on its way."""
 
 
 class Socket(Protocol):
@@ -36,28 +43,52 @@ class Socket(Protocol):
         """Reset the socket at once."""
 
 
-class ChunkFraming:
-    """HTTP/1.1's chunked encoding. The last chunk is kept: a fan-out writes one and the same to a thousand clients."""
+PING = b"\n"
+"""What `write` takes for a ping on a WebSocket."""
 
-    __slots__ = ("_data", "_framed")
 
-    def __init__(self) -> None:
+class Framing:
+    """Puts bytes into frames. The last are kept: a fan-out writes one and the same to a thousand clients."""
+
+    __slots__ = ("_data", "_encode", "_framed")
+
+    def __init__(self, encode: Callable[[bytes], bytes]) -> None:
+        self._encode = encode
         self._data = self._framed = b""
 
     def frame(self, data: bytes) -> bytes:
-        """Return data as one chunk."""
+        """Return data in its frames."""
         if data is not self._data:
             self._data = data
-            self._framed = b"%x\r\n%b\r\n" % (len(data), data)
+            self._framed = self._encode(data)
         return self._framed
 
 
+def chunk(data: bytes) -> bytes:
+    """Return data as one chunk of HTTP/1.1's chunked encoding."""
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+def messages(lines: bytes) -> bytes:
+    """Return lines as WebSocket text messages, and empty ones as pings. Source: RFC 6455 section 5.2."""
+    return b"".join([_message(line) for line in lines.split(b"\n")[:-1]])
+
+
+def _message(line: bytes) -> bytes:
+    size = len(line)
+    if size < 126:
+        return b"%c%c%b" % (0x81, size, line) if size else b"\x89\x00"
+    if size < 1 << 16:
+        return b"\x81\x7e%b%b" % (size.to_bytes(2, "big"), line)
+    return b"\x81\x7f%b%b" % (size.to_bytes(8, "big"), line)
+
+
 class DirectStream:
-    """The direct way to one response's client. It ends with the response: the socket may then carry another."""
+    """The direct way to the client of one response or WebSocket. It ends with it: the socket may then carry another."""
 
     __slots__ = ("_body", "_framing", "_inbox", "_socket")
 
-    def __init__(self, inbox: Inbox, body: BodyWriter, socket: Socket, framing: ChunkFraming) -> None:
+    def __init__(self, inbox: Inbox, body: BodyWriter, socket: Socket, framing: Framing) -> None:
         self._inbox = inbox
         self._body = body
         self._socket = socket
@@ -65,11 +96,11 @@ class DirectStream:
 
     @property
     def direct(self) -> bool:
-        """Whether `write` may be used, now that the response's head was sent."""
-        return self._body.chunked and not self._inbox.ended
+        """Whether `write` may be used, now that the response's head was sent, or the WebSocket accepted."""
+        return self._body.direct and not self._inbox.ended
 
     def write(self, data: bytes) -> bool:
-        """Write a piece of the body, in one system call and without a checkpoint.
+        """Write a piece of the body, or messages, in one system call and without a checkpoint.
 
         Returns:
             Whether it was taken: all or nothing. What of it the socket has no room for is kept and sent in order, and
@@ -81,10 +112,20 @@ class DirectStream:
         """
         if self._inbox.ended:
             raise ClientGoneError("the client has left, or has the whole response")
-        if not self._body.chunked:
-            raise RuntimeError("the body of this response can't be written directly")
-        # An empty chunk would be the end of the body.
-        return not data or self._socket.write_nowait(self._framing.frame(data))
+        if not self._body.direct:
+            raise RuntimeError("this can't be written directly")
+        if not data:
+            return True  # An empty chunk would be the end of the body.
+        if not self._socket.write_nowait(self._framing.frame(data)):
+            return False
+        if data == PING:
+            self._body.ping_sent()
+        return True
+
+    @property
+    def disconnect(self) -> Message | None:
+        """The ASGI message that says how the client left; None while it is here."""
+        return self._inbox.disconnect
 
     async def wait_writable(self) -> None:
         """Wait until `write` takes something again.

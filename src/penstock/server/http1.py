@@ -25,6 +25,7 @@ from hypercorn.protocol.events import Event as StreamEvent
 from hypercorn.protocol.h11 import STREAM_ID, H2ProtocolAssumedError, H11Protocol, H11WSConnection
 from hypercorn.protocol.http_stream import HTTPStream
 from hypercorn.typing import AppWrapper, ConnectionState, TaskGroup
+from wsproto.connection import ConnectionState as WebSocketState
 
 from penstock.server.refusals import refusal
 from penstock.server.websocket import WebSocket, is_upgrade, refuse_upgrade, without_extensions
@@ -76,8 +77,8 @@ class Http1(H11Protocol):
         self._paused = False
         self._held = 0
         self._method = ""
-        self.chunked = False
-        """Whether a chunked body is under way, in clear text: it may be written directly."""
+        self.direct = False
+        """Whether a chunked body or a WebSocket is under way, in clear text: it may be written directly."""
 
     # What the peer asks
 
@@ -97,6 +98,8 @@ class Http1(H11Protocol):
             await super().handle(event)
             return
         data = event.data
+        if self.direct and isinstance(self.connection, H11WSConnection):
+            self._peer.deadline = inf  # whatever it says, it lives
         if self._phase is _Phase.idle and not self._paused:
             # RFC 9112 section 2.2: a server SHOULD ignore at least one empty line received prior to the request-line.
             data = data.lstrip(b"\r\n")
@@ -119,6 +122,8 @@ class Http1(H11Protocol):
     async def time_out(self) -> None:
         """Refuse a request that takes too long; close an idle connection without a word."""
         if self._phase is _Phase.idle or isinstance(self.connection, H11WSConnection):
+            if self.direct:
+                self._peer.service.metrics.count("server_timeouts", phase="pong")
             self._peer.hang_up()
         else:
             self._peer.service.metrics.count("server_timeouts", phase=self._phase.name)
@@ -212,6 +217,8 @@ class Http1(H11Protocol):
             self.stream_send,
             STREAM_ID,
         )
+        if isinstance(self.stream, WebSocket):
+            self.stream.limit(self._peer.limits)
         self._method = request.method.decode("ascii").upper()
         await self.stream.handle(
             Request(
@@ -244,11 +251,14 @@ class Http1(H11Protocol):
             if event.status_code == 101:
                 # What the client sent ahead of this answer is the reader's to handle, once this is written.
                 self._peer.kick()
+        elif isinstance(event, Data) and isinstance(self.stream, WebSocket):
+            if self.stream.connection.state is not WebSocketState.OPEN:
+                self.direct = False  # This is our close frame, and nothing follows it.
         elif isinstance(event, EndData):
             # The app has closed its WebSocket; the client's half of the closing handshake is not waited for for ever.
             self._peer.deadline = trio.current_time() + self._peer.limits.linger_s
         elif isinstance(event, EndBody):
-            self.chunked = False
+            self.direct = False
         if isinstance(event, Response) and event.status_code >= 200:
             try:
                 head = self._head(event)
@@ -257,9 +267,16 @@ class Http1(H11Protocol):
                     raise
             else:
                 await self._peer.write(head)
-                self.chunked = self._is_chunked(event)
+                self.direct = self._is_chunked(event)
         else:
             await super().stream_send(event)
+            if isinstance(event, Response) and event.status_code == 101:
+                self.direct = not self.ssl
+
+    def ping_sent(self) -> None:
+        """Give the client of a WebSocket `pong_wait_s` for any sign of life, unless it has to show one already."""
+        if isinstance(self.connection, H11WSConnection) and self._peer.deadline == inf:
+            self._peer.deadline = trio.current_time() + self._peer.limits.pong_wait_s
 
     def _head(self, response: Response) -> bytes:
         """Return a final response's head, and have h11 know that it was sent.
@@ -293,7 +310,7 @@ class Http1(H11Protocol):
         )
 
     async def _close_stream(self) -> None:
-        self.chunked = False
+        self.direct = False
         await super()._close_stream()
 
     async def _maybe_recycle(self) -> None:

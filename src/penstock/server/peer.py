@@ -34,7 +34,7 @@ from penstock.errors import ClientGoneError
 from penstock.limits import ServerLimits
 from penstock.metrics import Metrics
 from penstock.server.apps import AppTasks, Inbox
-from penstock.server.direct import ChunkFraming, DirectStream
+from penstock.server.direct import DirectStream, Framing, chunk, messages
 from penstock.server.drain import Drain
 from penstock.server.http1 import Http1
 from penstock.server.http2 import Http2
@@ -60,7 +60,8 @@ class Service:
     http2: bool
     tls: ssl.SSLContext | None
     context: WorkerContext = field(default_factory=lambda: WorkerContext(None))
-    framing: ChunkFraming = field(default_factory=ChunkFraming)
+    chunks: Framing = field(default_factory=lambda: Framing(chunk))
+    messages: Framing = field(default_factory=lambda: Framing(messages))
 
 
 class Peer:
@@ -284,11 +285,12 @@ class Peer:
         if self.gone:
             raise ClientGoneError("the client has left, or took nothing for too long")
 
-    def direct_stream(self, inbox: Inbox) -> DirectStream | None:
+    def direct_stream(self, inbox: Inbox, *, websocket: bool) -> DirectStream | None:
         """Return the present request's `penstock.stream`."""
         if not isinstance(self._protocol, Http1):
             return None
-        return DirectStream(inbox, self._protocol, self, self.service.framing)
+        framing = self.service.messages if websocket else self.service.chunks
+        return DirectStream(inbox, self._protocol, self, framing)
 
     def _send(self, data: bytes) -> None:
         """Hand bytes to the socket, and what it has no room for to the flusher."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from enum import Enum
+from types import MappingProxyType
 from typing import Literal, NamedTuple, TypeAlias
 
 from penstock.asgi import Scope
@@ -43,6 +44,9 @@ class Request(NamedTuple):
     """Lower-case names; of a name that is there twice, the last value."""
     client: str | None
     """The peer's address."""
+    frame_headers: Mapping[str, str] = MappingProxyType({})
+    """What a WebSocket's frame calls its headers: said by the client itself, past every proxy. Of these only an
+    `authorization` is also among `headers`, where the handshake had none."""
 
 
 Authorize: TypeAlias = Callable[[Request, str, Action], Awaitable[str | Denied]]
@@ -53,18 +57,28 @@ async def allow_everyone(request: Request, chat_id: str, action: Action) -> str 
     return "anyone"
 
 
-async def authorized(authorize: Authorize, scope: Scope, chat_id: str, action: Action) -> str:
+async def authorized(
+    authorize: Authorize,
+    scope: Scope,
+    chat_id: str,
+    action: Action,
+    frame_headers: Mapping[str, str] = MappingProxyType({}),
+) -> str:
     """Ask the app, and return the principal's name.
 
     Raises:
         HttpError: 401 or 404.
     """
+    headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+    if "authorization" in frame_headers:
+        headers.setdefault("authorization", frame_headers["authorization"])
     request = Request(
-        scope["method"],
+        scope.get("method", "GET"),  # a WebSocket's handshake says none
         scope["path"],
         scope["query_string"].decode("latin-1"),
-        {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]},
+        headers,
         scope["client"][0] if scope.get("client") else None,
+        frame_headers,
     )
     answer = await authorize(request, chat_id, action)
     if answer is Denied.anonymous:

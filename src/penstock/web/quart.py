@@ -7,7 +7,7 @@ Penstock(app, answer, prefix="/api/chat")
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from importlib import resources
 from typing import Any, cast
 
@@ -52,6 +52,8 @@ class Penstock:
         on_conflict: what becomes of a message while another of its chat is being answered: `"refuse"` it with 409,
             `"stop"` that answer, or `"queue"` it, for `queue_s` at most.
         retention: what the journal keeps of what is over; None for the store's own measure.
+        origins: other sites whose pages may open a WebSocket here, as `https://chat.example`; `*` for all.
+        abort_stops: whether a WebSocket client's `abort` stops the turn, rather than only letting go of it.
         limits: the numbers that differ from the defaults.
         metrics: where to count.
         probes: whether to add `/health/live` and `/health/ready`.
@@ -71,12 +73,16 @@ class Penstock:
         authorize: Authorize = allow_everyone,
         on_conflict: OnConflict = "refuse",
         retention: Retention | None = None,
+        origins: Sequence[str] = (),
+        abort_stops: bool = False,
         limits: Limits = Limits(),
         metrics: Metrics = NopMetrics(),
         probes: bool = True,
     ) -> None:
         if not prefix.startswith("/") or prefix.endswith("/"):
             raise ValueError("the prefix begins with a slash and does not end with one")
+        if isinstance(origins, str):
+            raise ValueError("origins is a list of origins, not one")
         check_journal(journal)
         self._streams = Streams(
             app.asgi_app,
@@ -90,6 +96,8 @@ class Penstock:
             authorize=authorize,
             on_conflict=on_conflict,
             retention=retention,
+            origins=origins,
+            abort_stops=abort_stops,
             limits=limits,
             metrics=metrics,
         )

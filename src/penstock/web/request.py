@@ -6,6 +6,7 @@ client's own bytes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from urllib.parse import parse_qs
 
 from penstock.asgi import Receive, Scope, Send
@@ -111,3 +112,39 @@ async def answer_error(send: Send, error: HttpError | RemoteProtocolError) -> No
         }
     )
     await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+def check_origin(scope: Scope, origins: Sequence[str]) -> None:
+    """Refuse a WebSocket that another site's page has opened: a browser sends our cookies with it all the same.
+
+    Args:
+        scope: the handshake.
+        origins: of the other sites that may, as `https://chat.example`; `*` for all.
+
+    Raises:
+        HttpError: 403.
+    """
+    origin, host = header(scope, b"origin"), header(scope, b"host")
+    if origin is None or "*" in origins or origin in origins:
+        return  # Without an origin it is no browser.
+    if not host or origin.partition("://")[2].lower() != host.lower():
+        raise HttpError(403, "This page may not open a connection here.")
+
+
+async def refuse_websocket(scope: Scope, send: Send, error: HttpError | RemoteProtocolError) -> None:
+    """Answer a handshake with a status and one sentence, where the server can; else with 403."""
+    if "websocket.http.response" not in scope.get("extensions", {}):
+        await send({"type": "websocket.close", "code": 1008, "reason": ""})
+        return
+    body = str(error).encode()
+    await send(
+        {
+            "type": "websocket.http.response.start",
+            "status": error.status,
+            "headers": [
+                (b"content-type", b"text/plain; charset=utf-8"),
+                (b"content-length", b"%d" % len(body)),
+            ],
+        }
+    )
+    await send({"type": "websocket.http.response.body", "body": body})

@@ -75,8 +75,11 @@ def cursor_of(scope: Scope, turn: TurnHandle) -> int | None:
     answer that is right for each.
     """
     text = query_parameter(scope, "after") or header(scope, b"last-event-id")
-    if text is None:
-        return None
+    return None if text is None else cursor_at(text, turn)
+
+
+def cursor_at(text: str, turn: TurnHandle) -> int | None:
+    """Like `cursor_of`, for a position that the client has said."""
     try:
         position = Position.parse(text)
     except RemoteProtocolError:
@@ -95,11 +98,16 @@ def is_old(turn: TurnHandle, replay_finished_s: float) -> bool:
 
 def replay(turn: TurnHandle, version: SdkVersion, limits: Limits) -> list[bytes]:
     """Return a turn so far as few frames. Only the last has an id: a client that has it has all before."""
-    whole = WireLimits(chunk_bytes=limits.turn.turn_bytes + limits.wire.chunk_bytes)
-    frames = [chunk_frame(encode(chunk, limits=whole)) for chunk in turn.compact() if speaks(chunk, version)]
+    frames = [chunk_frame(json) for json in replayed(turn, version, limits)]
     if frames and turn.position is not None:
         frames[-1] = b"id: %b\n%b" % (str(turn.position).encode("ascii"), frames[-1])
     return frames
+
+
+def replayed(turn: TurnHandle, version: SdkVersion, limits: Limits) -> list[bytes]:
+    """Return the JSON of as few chunks as make a turn so far."""
+    whole = WireLimits(chunk_bytes=limits.turn.turn_bytes + limits.wire.chunk_bytes)
+    return [encode(chunk, limits=whole) for chunk in turn.compact() if speaks(chunk, version)]
 
 
 def renderer(version: SdkVersion, skip: int | None = None) -> Render:

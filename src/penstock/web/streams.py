@@ -19,8 +19,10 @@ from penstock.connections.connection import open_connection
 from penstock.connections.keepalive import Keepalive
 from penstock.connections.pump import pump
 from penstock.connections.transport import AsgiTransport
+from penstock.connections.websocket import PING_LINE, AsgiWebSocket
 from penstock.errors import (
     ClientGoneError,
+    ConnectionClosedError,
     RemoteProtocolError,
     StoreUnavailableError,
 )
@@ -36,12 +38,15 @@ from penstock.web.auth import NO_CHAT, Authorize, authorized
 from penstock.web.request import (
     HttpError,
     answer_error,
+    check_origin,
     header,
     query_parameter,
     read_json_body,
+    refuse_websocket,
     sdk_version,
 )
 from penstock.web.resume import Run, cursor_of, is_old, renderer, replay, run_header, turn_headers
+from penstock.web.socket import Session
 from penstock.web.watch import filter_of, retry_s, watch
 from penstock.wire.messages import check_chat_id, read_chat_request
 from penstock.wire.sse import comment
@@ -81,6 +86,8 @@ class Streams:
         authorize: Authorize,
         on_conflict: OnConflict,
         retention: Retention | None,
+        origins: Sequence[str],
+        abort_stops: bool,
         limits: Limits,
         metrics: Metrics,
     ) -> None:
@@ -95,6 +102,8 @@ class Streams:
         self._recover = recover
         self._authorize = authorize
         self._retention = retention
+        self._origins = origins
+        self._abort_stops = abort_stops
         self._limits = limits
         self._metrics = metrics
         self._keepalive = Keepalive()
@@ -110,6 +119,8 @@ class Streams:
             raise RuntimeError(NOT_ON_TRIO)
         if scope["type"] == "lifespan":
             await self._live(scope, receive, send)
+        elif scope["type"] == "websocket" and scope["path"] == f"{self._prefix}/ws":
+            await self._socket(scope, receive, send)
         elif scope["type"] != "http":
             await self._behind(scope, receive, send)
         elif scope["path"] == self._prefix:
@@ -282,6 +293,42 @@ class Streams:
         await self._stream(
             turn, after, (), run.version, scope, receive, send, tail_index, skip=run.skip(turn)
         )
+
+    async def _socket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()  # websocket.connect
+        try:
+            hub = self.open_hub()
+            version = sdk_version(scope, 7)  # No other has the transport.
+            check_origin(scope, self._origins)
+        except (HttpError, RemoteProtocolError) as exc:
+            await refuse_websocket(scope, send, exc)
+            return
+        # An `abort` may be the last word before the close frame.
+        transport = AsgiWebSocket(scope, send, hears_out=self._abort_stops)
+        try:
+            async with open_connection(
+                transport,
+                limits=self._limits.connection,
+                metrics=self._metrics,
+                opening=b"",
+                ending=b"",
+                keepalive_frame=PING_LINE,
+                keepalive=self._keepalive,
+            ) as connection:
+                await Session(
+                    connection,
+                    transport,
+                    scope,
+                    hub=hub,
+                    answers=self._answers,
+                    authorize=self._authorize,
+                    version=version,
+                    abort_stops=self._abort_stops,
+                    limits=self._limits,
+                    metrics=self._metrics,
+                ).run(receive)
+        except ConnectionClosedError:
+            pass  # The client left in the middle of our word.
 
     async def _stream(
         self,

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -85,9 +85,21 @@ class Filter:
             return self._lane_chunk(entry)
         if self._types is not None and kind not in self._types and "chunk" not in self._types:
             return b""
+        return self.chunk(entry)
+
+    def chunk(self, entry: Entry) -> bytes:
+        """Frame an entry."""
         if self._envelope:
-            return b'id: %b\ndata: {"event":"%b","data":%b}\n\n' % (entry.id, kind.encode(), entry.json)
+            return b'id: %b\ndata: {"event":"%b","data":%b}\n\n' % (
+                entry.id,
+                entry.chunk.kind.encode(),
+                entry.json,
+            )
         return b"event: chunk\n" + entry.frame
+
+    def closing(self, fields: Mapping[str, object], retry_ms: int) -> bytes:
+        """Frame the last event."""
+        return b"retry: %d\n%b" % (retry_ms, self.event("closing", fields))
 
     def _lane_chunk(self, entry: Entry) -> bytes:
         assert isinstance(entry.chunk, Data)
@@ -140,7 +152,7 @@ class _Watch:
         data = {"reason": reason.value, "reconnect": reason.reconnect, "retryMs": retry_ms}
         if position is not None:
             data["position"] = position
-        return b"retry: %d\n%b" % (retry_ms, self._wanted.event("closing", data))
+        return self._wanted.closing(data, retry_ms)
 
     async def _begin(self, last_event_id: str | None) -> None:
         if self._wanted.ignored:

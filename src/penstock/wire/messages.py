@@ -87,7 +87,7 @@ def read_chat_value(value: Any, limits: WireLimits = WIRE) -> ChatRequest:
     envelope = convert(value, _Envelope, "The request")
     check_chat_id(envelope.id)
     if envelope.message_id is not None:
-        _check_message_id(envelope.message_id)
+        check_message_id(envelope.message_id)
     if not envelope.messages and envelope.message is None:
         raise RemoteProtocolError("The request has no message.")
     if len({message.id for message in envelope.messages}) != len(envelope.messages):
@@ -115,13 +115,19 @@ def check_chat_id(text: str) -> str:
     return text
 
 
-def _check_message_id(text: str) -> None:
+def check_message_id(text: str) -> str:
+    """Return an id that is fit for a log line.
+
+    Raises:
+        RemoteProtocolError: it is not 1 to 128 characters, or has control characters.
+    """
     if not _MESSAGE_ID.fullmatch(text):
         raise RemoteProtocolError("A message id must be 1 to 128 characters without control characters.")
+    return text
 
 
 def _checked(message: UIMessage, limits: WireLimits) -> UIMessage:
-    _check_message_id(message.id)
+    check_message_id(message.id)
     if len(message.parts) > limits.message_parts:
         raise LimitExceededError("A message of the request has too many parts.")
     if not all(isinstance(part.get("type"), str) for part in message.parts):
