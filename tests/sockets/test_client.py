@@ -108,11 +108,6 @@ class Mixed:
 EVENTS = 19
 
 
-def status(over_http: int, transport: Transport) -> int:
-    """The status of a refusal: an `error` frame has none."""
-    return over_http if transport == "sse" else 400
-
-
 def without_id(chunks: list[AnyChunk]) -> list[AnyChunk]:
     """Chunks but for what differs from turn to turn."""
     assert isinstance(chunks[0], Start)
@@ -314,7 +309,7 @@ async def test_a_turn_can_be_stopped(transport: Transport) -> None:
         assert turn["message"]["parts"][0]["text"] == "One"
         with pytest.raises(RequestRefusedError, match="no such chat") as caught:
             await chat.client.stop("nobody")
-        assert caught.value.status == status(404, transport)
+        assert caught.value.status == 404
         assert await chat.client.state("nobody") is None
         assert await chat.client.turn("c", "nobody") is None
 
@@ -351,12 +346,12 @@ async def test_refusals_are_the_servers_sentences(transport: Transport) -> None:
         with pytest.raises(RequestRefusedError, match=r"^Another message of this chat") as caught:
             async with chat.client.send("c", "two"):
                 pass
-        assert caught.value.status == status(409, transport)
+        assert caught.value.status == 409
         with pytest.raises(RequestRefusedError, match=r"^Too many answers") as caught:
             async with chat.client.send("d", "two"):
                 pass
-        assert caught.value.status == status(503, transport)
-        assert caught.value.retry_after_s == (5.0 if transport == "sse" else None)
+        assert caught.value.status == 503
+        assert caught.value.retry_after_s == 5.0
 
 
 @both

@@ -455,6 +455,7 @@ async def test_what_an_apps_own_code_raises_is_the_end_of_that_request_only(
         error = await client.next()
         assert error == {
             "type": "error", "requestId": "1", "errorText": "The server failed to answer this request.",
+            "status": 500,
         }  # fmt: skip
         await client.send("2", "x")
         await client.until("end", "2")

@@ -123,17 +123,22 @@ class Connection:
             await trio.lowlevel.checkpoint_if_cancelled()
         else:
             await trio.lowlevel.checkpoint()
-        if not self._waiting.crowded:
-            try:
-                return self.send_frame_nowait(frame)
-            except ConnectionFullError:
-                pass
-        async with self._waiting.line():
-            while True:
+        try:
+            if not self._waiting.crowded:
                 try:
                     return self.send_frame_nowait(frame)
                 except ConnectionFullError:
-                    await self._waiting.wait_room()
+                    pass
+            async with self._waiting.line():
+                while True:
+                    try:
+                        return self.send_frame_nowait(frame)
+                    except ConnectionFullError:
+                        await self._waiting.wait_room()
+        except ConnectionClosedError:
+            # This very write may have found that the client is gone. Who is cancelled for that is to see no error.
+            await trio.lowlevel.checkpoint()
+            raise
 
     def send_frame_nowait(self, frame: bytes) -> None:
         """Like `send_frame`, but raises `ConnectionFullError` where that would wait."""

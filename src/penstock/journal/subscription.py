@@ -38,7 +38,7 @@ class Subscription:
         self.next_offset = after + 1
         """The first entry that was not taken."""
         # Who comes back has nearly everything: what it lacks is sooner counted.
-        self._taken_bytes = tail.bytes - sum([len(entry.json) for entry in tail.entries[self.next_offset :]])
+        self._taken_bytes = tail.bytes - sum(len(entry.json) for entry in tail.entries[self.next_offset :])
         self._open = False
 
     def __enter__(self) -> Self:

@@ -195,7 +195,7 @@ class Session:
                 # Nobody could be told which of the requests it was about.
                 await self._connection.aclose(CloseReason.bad_frame)
             else:
-                await self._say("error", exc.request_id, errorText=str(exc))
+                await self._refuse(exc.request_id, exc)
 
     def _start(self, asked: Send | Resume | Watch | Act) -> None:
         request_id = asked.request_id
@@ -239,7 +239,7 @@ class Session:
             with request.scope:
                 error = await self._answer(request)
                 if error is not None:
-                    await self._say("error", request_id, errorText=error)
+                    await self._refuse(request_id, error)
         except ConnectionClosedError:
             pass  # Whoever closed it cancels us, too.
         finally:
@@ -256,8 +256,8 @@ class Session:
         if self._served is not None and not self._requests:
             self._served.set()
 
-    async def _answer(self, request: _Request) -> str | None:
-        """Do what is asked; return why not, in a sentence."""
+    async def _answer(self, request: _Request) -> HttpError | RemoteProtocolError | None:
+        """Do what is asked; return why not."""
         try:
             match request.asked:
                 case Send() as asked:
@@ -271,15 +271,22 @@ class Session:
         except ConnectionClosedError:
             raise
         except (HttpError, RemoteProtocolError) as exc:
-            return str(exc)
+            return exc
         except StoreUnavailableError as exc:
             logger.error("a request could not be answered: %s", exc)
-            return "The journal is not available."
+            return HttpError(503, "The journal is not available.", (b"retry-after", b"5"))
         except Exception:
             # Such as the app's own `authorize`. The other requests of the socket have nothing to do with it.
             logger.exception("a request on a WebSocket failed")
-            return "The server failed to answer this request."
+            return HttpError(500, "The server failed to answer this request.")
         return None
+
+    async def _refuse(self, request_id: str, why: HttpError | RemoteProtocolError) -> None:
+        """Answer a request with an `error` frame: what an HTTP response would say, in its status and headers too."""
+        fields: dict[str, object] = {"errorText": str(why), "status": why.status}
+        if isinstance(why, HttpError) and (after := dict(why.headers).get(b"retry-after")) is not None:
+            fields["retryMs"] = int(after) * 1000
+        await self._say("error", request_id, **fields)
 
     async def _send(self, asked: Send, request: _Request) -> None:
         await self._check(asked.headers, asked.chat.chat_id, "write")

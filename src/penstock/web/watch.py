@@ -24,7 +24,7 @@ from typing import Any
 from penstock.closing import CloseReason
 from penstock.connections.connection import Connection
 from penstock.connections.pump import pump
-from penstock.errors import RemoteProtocolError
+from penstock.errors import ConnectionClosedError, RemoteProtocolError
 from penstock.journal.entry import Entry
 from penstock.journal.position import Position
 from penstock.journal.store import TurnState
@@ -227,7 +227,10 @@ async def watch(
     watch = _Watch(hub, chat_id, connection, wanted, limits, metrics)
     with hub.draining.cut():
         await watch.run(last_event_id)
-    await connection.send_frame(watch.closing(CloseReason.drain))
+    try:
+        await connection.send_frame(watch.closing(CloseReason.drain))
+    except ConnectionClosedError:
+        pass  # It is being sent away already, for being slow.
 
 
 async def _resumed(hub: Hub, chat_id: str, last_event_id: str) -> tuple[TurnHandle, int] | None:

@@ -19,7 +19,7 @@ JSON objects in text messages, with `type` and `requestId`.
 | `chunk` `{sequence, chunk, position?}` | one chunk; `sequence` counts from 0 in each request |
 | `end` | the turn's last chunk was sent |
 | `no-active` | there is nothing to resume |
-| `error` `{errorText}` | the request is over, in one sentence |
+| `error` `{errorText, status, retryMs?}` | the request is over: why, in one sentence, with the status of HTTP |
 | `result` `{value}` | what a `stop` or an `approve` came to |
 | `event` `{event, data, position?}` | what an `EventSource` is sent as that event |
 | `closing` `{reason, reconnect, retryMs}`, `requestId` `""` | the socket is about to be closed |
