@@ -80,7 +80,7 @@ async def open_example(name: str, **variables: str) -> AsyncIterator[Example]:
         async def listen(stderr: trio.abc.ReceiveStream) -> None:
             async for data in stderr:
                 example.said.append(data.decode(errors="replace"))
-                if found := re.search(r"listening on (http://\S+)\s", example.log()):
+                if found := re.search(r"listening on ((?:http|ws)://\S+)\s", example.log()):
                     example.url = found[1]
                     listening.set()
             listening.set()

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import trio
-from running import EXAMPLES, environment, open_example
+from running import EXAMPLES, PENSTOCK, environment, open_example
 
 from parts import require
 
@@ -35,6 +35,13 @@ async def test_a_trio_program_follows_stops_and_resumes_from_its_journal(tmp_pat
     assert numbers["early"] + numbers["early, come back"] == numbers["stopped"] == numbers["whole"]
     assert numbers["stopped"] == [str(number) for number in range(1, len(numbers["stopped"]) + 1)]
     assert len(numbers["early"]) < len(numbers["stopped"]) < 100
+
+
+async def test_a_websocket_without_a_web_app_answers_and_ends_with_ctrl_c() -> None:
+    async with open_example("12_websocket_only.py") as example:
+        with trio.fail_after(30):
+            said = await trio.run_process([PENSTOCK, "send", example.url, "Good morning"], capture_stdout=True)
+    assert said.stdout.decode().split() == ["Good", "morning"]
 
 
 async def kill(process: trio.Process) -> None:
