@@ -40,7 +40,9 @@ async def test_a_trio_program_follows_stops_and_resumes_from_its_journal(tmp_pat
 async def test_a_websocket_without_a_web_app_answers_and_ends_with_ctrl_c() -> None:
     async with open_example("12_websocket_only.py") as example:
         with trio.fail_after(30):
-            said = await trio.run_process([PENSTOCK, "send", example.url, "Good morning"], capture_stdout=True)
+            said = await trio.run_process(
+                [PENSTOCK, "send", example.url, "Good morning"], capture_stdout=True
+            )
     assert said.stdout.decode().split() == ["Good", "morning"]
 
 
