@@ -52,7 +52,7 @@ function watch(chat, response) {
 }
 
 const server = createServer((request, response) => {
-  const [, , , chat, what] = request.url.split("/");
+  const [, , , chat, what] = request.url.split("?")[0].split("/");
   if (request.method === "GET" && what === "watch") return watch(chat, response);
   if (request.method !== "POST" || chat) return response.writeHead(404).end();
   let body = "";

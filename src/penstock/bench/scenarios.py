@@ -37,7 +37,7 @@ TRANSPORTS: dict[Scenario, tuple[Transport, ...]] = {
 """The transports that a scenario makes sense with; the first is the one it takes."""
 
 _WATCHING: tuple[Scenario, ...] = ("fanout", "idle", "stalled", "flapping")
-_WATCH_FRAME = '{"type": "watch", "requestId": "{n}", "id": "{chat}"}'
+_WATCH_FRAME = '{"type": "watch", "requestId": "{n}", "id": "{chat}", "types": "chunk"}'
 _END_FRAME = '{"type":"end"'
 """How the last frame of a turn begins, on a WebSocket of the AI SDK."""
 _WHY_NOT = {
@@ -158,7 +158,8 @@ class Compiler:
         sends = self._transport == "websocket" and not recipe.message and not watches
         path = {"post": "{url}", "websocket": "{url}/ws", "eventsource": "{url}"}[self._transport]
         if self._transport == "eventsource" and watches:
-            path = "{url}/{chat}/watch"
+            # Chunks only: the whole message at a turn's end has in it when everything was due.
+            path = "{url}/{chat}/watch?types=chunk"
         body = recipe.body or (turn_body(recipe.prompt) if posts else "")
         message = ""
         if self._transport == "websocket":
