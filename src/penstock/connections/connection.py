@@ -135,10 +135,11 @@ class Connection:
                         return self.send_frame_nowait(frame)
                     except ConnectionFullError:
                         await self._waiting.wait_room()
-        except ConnectionClosedError:
-            # This very write may have found that the client is gone. Who is cancelled for that is to see no error.
-            await trio.lowlevel.checkpoint()
-            raise
+        except ConnectionClosedError as exc:
+            closed = exc
+        # This very write may have found that the client is gone. Who is cancelled for that is to see no error.
+        await trio.lowlevel.checkpoint()
+        raise closed
 
     def send_frame_nowait(self, frame: bytes) -> None:
         """Like `send_frame`, but raises `ConnectionFullError` where that would wait."""
