@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -69,18 +69,22 @@ def _burst(session: Session, *, rounds: int) -> None:
     workloads.burst(session, session.servers(turns=True), rounds)
 
 
-def _tokens(session: Session) -> None:
-    servers = session.servers(turns=True)
-    light = {server.kind.name: workloads.tokens(session, server, LIGHT_TURNS, 1.5) for server in servers}
-    first = {
-        name: NEAR * CORE_US / found["cpu_us"] / workloads.RATE
+def _guesses(light: Mapping[str, Mapping[str, float] | None], events_per_s: float) -> dict[str, float]:
+    """Return where to begin a search, by the CPU of an event in a light run; a level has so many events a second."""
+    return {
+        name: NEAR * CORE_US / found["cpu_us"] / events_per_s
         for name, found in light.items()
         if found is not None and "cpu_us" in found
     }
+
+
+def _tokens(session: Session) -> None:
+    servers = session.servers(turns=True)
+    light = {server.kind.name: workloads.tokens(session, server, LIGHT_TURNS, 1.5) for server in servers}
     workloads.search(
         session,
         servers,
-        first,
+        _guesses(light, workloads.RATE),
         MOST_TURNS,
         lambda server, turns: workloads.tokens(session, server, turns, 2.0),
     )
@@ -97,15 +101,10 @@ def _fanout(session: Session) -> None:
         server.kind.name: workloads.fanout(session, server, workloads.VIEWERS, LIGHT_RATE, 2.0)
         for server in servers
     }
-    first = {
-        name: NEAR * CORE_US / found["cpu_us"] / workloads.VIEWERS
-        for name, found in light.items()
-        if found is not None and "cpu_us" in found
-    }
     workloads.search(
         session,
         servers,
-        first,
+        _guesses(light, workloads.VIEWERS),
         MOST_RATE,
         lambda server, rate: workloads.fanout(session, server, workloads.VIEWERS, rate, 2.0),
     )

@@ -10,6 +10,9 @@ Message: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[Message]]
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
 
+PING_LINE = b"\n"
+"""What `DirectStream.write` takes for a ping on a WebSocket, whose messages are lines: an empty one."""
+
 ASGIApp: TypeAlias = Callable[[Any, Any, Any], Awaitable[None]]
 """An application: `await app(scope, receive, send)`. Frameworks type the three each in their own way."""
 

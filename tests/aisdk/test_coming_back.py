@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Any, TypeAlias, get_args
 
@@ -84,6 +84,25 @@ def node() -> None:
     require_node()
 
 
+async def play(turn: Turn, come_back: Callable[[], Awaitable[None]]) -> None:
+    """Answer with the chunks that the prompt asks for, and before the one that `hold` names wait for somebody."""
+    if turn.prompt.startswith("/"):
+        await demo(turn)
+        return
+    if turn.prompt != "ask":
+        chunks = MIXED
+    elif turn.messages[-1].role == "user":
+        chunks = ASKS
+    else:
+        chunks = [*(DELETED for _ in turn.approved_calls()), *GOES_ON]
+    held_at = turn.body.get("hold")
+    for index, chunk in enumerate([*chunks, None]):
+        if index == held_at:
+            await come_back()
+        if chunk is not None:
+            await turn.write(decode_chunk(json.dumps(chunk).encode()))
+
+
 class Stage:
     """A server whose answers wait, where a request's `hold` says so, until somebody has come back to them."""
 
@@ -92,22 +111,7 @@ class Stage:
         self._app: ASGIApp = chat_app(self._answer)
 
     async def _answer(self, turn: Turn) -> None:
-        if turn.prompt.startswith("/"):
-            await demo(turn)
-        elif turn.prompt != "ask":
-            await self._play(turn, MIXED)
-        elif turn.messages[-1].role == "user":
-            await self._play(turn, ASKS)
-        else:
-            await self._play(turn, [*(DELETED for _ in turn.approved_calls()), *GOES_ON])
-
-    async def _play(self, turn: Turn, chunks: Sequence[Json]) -> None:
-        hold = turn.body.get("hold")
-        for index, chunk in enumerate([*chunks, None]):
-            if index == hold:
-                await self._back[turn.id].wait()
-            if chunk is not None:
-                await turn.write(decode_chunk(json.dumps(chunk).encode()))
+        await play(turn, self._back[turn.id].wait)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve the app, and notice whose return is being answered."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -13,23 +12,18 @@ import trio
 from node import drive, require_node
 from raw import TestServer, open_server
 from test_coming_back import (
-    ASKS,
-    DELETED,
     EVERY_CHUNK,
-    GOES_ON,
-    MIXED,
     Json,
     do,
     hold,
+    play,
     shown,
     visit,
 )
 
 from penstock import Turn, chat_app
-from penstock.demo.model import answer as demo
 from penstock.limits import ServerLimits
 from penstock.web.auth import Request
-from penstock.wire.codec import decode_chunk
 
 COMMANDS = ("Hello, my name is Ada.", "/long 200", "/reason", "/tool", "/sources", "/file", "/data", "/steps")
 
@@ -54,23 +48,11 @@ class Stage:
         return "ada"
 
     async def _answer(self, turn: Turn) -> None:
-        if turn.prompt.startswith("/"):
-            await demo(turn)
-        elif turn.prompt != "ask":
-            await self._play(turn, MIXED)
-        elif turn.messages[-1].role == "user":
-            await self._play(turn, ASKS)
-        else:
-            await self._play(turn, [*(DELETED for _ in turn.approved_calls()), *GOES_ON])
+        async def come_back() -> None:
+            self.begun[turn.chat_id].set()
+            await self.back(turn.chat_id)
 
-    async def _play(self, turn: Turn, chunks: Sequence[Json]) -> None:
-        held_at = turn.body.get("hold")
-        for index, chunk in enumerate([*chunks, None]):
-            if index == held_at:
-                self.begun[turn.chat_id].set()
-                await self.back(turn.chat_id)
-            if chunk is not None:
-                await turn.write(decode_chunk(json.dumps(chunk).encode()))
+        await play(turn, come_back)
 
     async def back(self, chat_id: str) -> None:
         """Wait until somebody reads a chat over a WebSocket."""

@@ -16,8 +16,7 @@ from raw import TestServer, open_server, wait_for
 from wsproto.events import CloseConnection, TextMessage
 
 from penstock import AsgiWebSocket, CloseReason, Turn, chat_app, open_connection
-from penstock.asgi import Receive, Scope, Send
-from penstock.connections.websocket import PING_LINE
+from penstock.asgi import PING_LINE, Receive, Scope, Send
 from penstock.errors import ClientGoneError
 from penstock.limits import ConnectionLimits, ServerLimits
 from penstock.testing import MemoryTransport

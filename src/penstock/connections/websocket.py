@@ -1,6 +1,6 @@
 """A WebSocket of any ASGI server on Trio, as a connection's transport.
 
-What a connection writes here is lines: each is a text message, and an empty one is a ping. JSON has no line feed in it, so
+What a connection writes here is lines: each is a text message, and an empty one, `PING_LINE`, is a ping. JSON has no line feed in it, so
 that many messages are one piece of bytes on their way to the client.
 """
 
@@ -11,9 +11,6 @@ from collections.abc import Callable
 from penstock.asgi import DirectStream, Message, Scope, Send
 from penstock.closing import CloseReason
 from penstock.wire.websocket import PING
-
-PING_LINE = b"\n"
-"""A connection's keepalive on this transport."""
 
 
 class AsgiWebSocket:

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+from penstock.asgi import PING_LINE
 from penstock.errors import ClientGoneError
 from penstock.server.apps import Inbox, Message
 
@@ -41,10 +42,6 @@ class Socket(Protocol):
 
     def abort(self) -> None:
         """Reset the socket at once."""
-
-
-PING = b"\n"
-"""What `write` takes for a ping on a WebSocket."""
 
 
 class Framing:
@@ -118,7 +115,7 @@ class DirectStream:
             return True  # An empty chunk would be the end of the body.
         if not self._socket.write_nowait(self._framing.frame(data)):
             return False
-        if data == PING:
+        if data == PING_LINE:
             self._body.ping_sent()
         return True
 

@@ -14,18 +14,16 @@ from urllib.parse import unquote
 import trio
 
 from penstock.asgi import Message, Scope
-from penstock.connections.connection import open_connection
 from penstock.connections.keepalive import Keepalive
-from penstock.connections.websocket import PING_LINE, AsgiWebSocket
-from penstock.errors import ClientGoneError, ConnectionClosedError, RemoteProtocolError
+from penstock.errors import ClientGoneError, RemoteProtocolError
 from penstock.limits import Limits
 from penstock.metrics import Metrics, NopMetrics
 from penstock.turns.hub import Hub
 from penstock.turns.turn import Producer
 from penstock.web.answers import Answers, OnConflict
 from penstock.web.auth import Authorize, allow_everyone
-from penstock.web.request import HttpError, check_origin, sdk_version
-from penstock.web.socket import Session
+from penstock.web.request import HttpError
+from penstock.web.sessions import Sessions
 from penstock.websocket import Closed, Handshake, WebSocket, accept
 from penstock.wire.websocket import PING
 
@@ -113,26 +111,10 @@ class _Client:
 class _Listener:
     """What the clients of one listener share."""
 
-    def __init__(
-        self,
-        hub: Hub,
-        answers: Answers,
-        keepalive: Keepalive,
-        *,
-        authorize: Authorize,
-        origins: Sequence[str],
-        abort_stops: bool,
-        limits: Limits,
-        metrics: Metrics,
-    ) -> None:
+    def __init__(self, hub: Hub, sessions: Sessions, limits: Limits) -> None:
         self._hub = hub
-        self._answers = answers
-        self._keepalive = keepalive
-        self._authorize = authorize
-        self._origins = origins
-        self._abort_stops = abort_stops
+        self._sessions = sessions
         self._limits = limits
-        self._metrics = metrics
         self._clients = 0
 
     async def serve(self, stream: trio.abc.Stream) -> None:
@@ -161,39 +143,11 @@ class _Listener:
         try:
             if self._clients > limits.connections:
                 raise HttpError(503, "The server is full. Please try again.")
-            check_origin(scope, self._origins)
-            await self._talk(client, scope)
+            version = self._sessions.check(scope)
+            await self._sessions.serve(self._hub, version, scope, client.receive, client.send)
         except (HttpError, RemoteProtocolError) as exc:
             with trio.move_on_after(limits.linger_s):
                 await handshake.refuse(exc.status, str(exc))
-
-    async def _talk(self, client: _Client, scope: Scope) -> None:
-        version = sdk_version(scope, 7)  # No other has the transport.
-        transport = AsgiWebSocket(scope, client.send)
-        try:
-            async with open_connection(
-                transport,
-                limits=self._limits.connection,
-                metrics=self._metrics,
-                opening=b"",
-                ending=b"",
-                keepalive_frame=PING_LINE,
-                keepalive=self._keepalive,
-            ) as connection:
-                await Session(
-                    connection,
-                    transport,
-                    scope,
-                    hub=self._hub,
-                    answers=self._answers,
-                    authorize=self._authorize,
-                    version=version,
-                    abort_stops=self._abort_stops,
-                    limits=self._limits,
-                    metrics=self._metrics,
-                ).run(client.receive)
-        except ConnectionClosedError:
-            pass  # The client left in the middle of our word.
 
 
 def _scope(handshake: Handshake, stream: trio.abc.Stream, client: _Client) -> Scope:
@@ -254,19 +208,19 @@ async def serve_websocket(
     """
     answers = Answers(answer, on_conflict=on_conflict, orphan_grace_s=orphan_grace_s, limits=limits.hub)
     keepalive = Keepalive()
+    sessions = Sessions(
+        answers,
+        keepalive,
+        authorize=authorize,
+        origins=origins,
+        abort_stops=abort_stops,
+        limits=limits,
+        metrics=metrics,
+    )
     async with trio.open_nursery() as nursery:
         nursery.start_soon(keepalive.run)
         async with trio.open_nursery() as clients:
-            serving = _Listener(
-                hub,
-                answers,
-                keepalive,
-                authorize=authorize,
-                origins=origins,
-                abort_stops=abort_stops,
-                limits=limits,
-                metrics=metrics,
-            )
+            serving = _Listener(hub, sessions, limits)
             with hub.draining.cut():
                 await trio.serve_listeners(serving.serve, [listener], handler_nursery=clients)
         nursery.cancel_scope.cancel("the clients are gone")

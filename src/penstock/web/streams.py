@@ -19,10 +19,8 @@ from penstock.connections.connection import open_connection
 from penstock.connections.keepalive import Keepalive
 from penstock.connections.pump import pump
 from penstock.connections.transport import AsgiTransport
-from penstock.connections.websocket import PING_LINE, AsgiWebSocket
 from penstock.errors import (
     ClientGoneError,
-    ConnectionClosedError,
     RemoteProtocolError,
     StoreUnavailableError,
 )
@@ -38,7 +36,6 @@ from penstock.web.auth import NO_CHAT, Authorize, authorized
 from penstock.web.request import (
     HttpError,
     answer_error,
-    check_origin,
     header,
     query_parameter,
     read_json_body,
@@ -46,7 +43,7 @@ from penstock.web.request import (
     sdk_version,
 )
 from penstock.web.resume import Run, cursor_of, is_old, renderer, replay, run_header, turn_headers
-from penstock.web.socket import Session
+from penstock.web.sessions import Sessions
 from penstock.web.watch import filter_of, retry_s, watch
 from penstock.wire.messages import check_chat_id, read_chat_request
 from penstock.wire.sse import comment
@@ -102,11 +99,19 @@ class Streams:
         self._recover = recover
         self._authorize = authorize
         self._retention = retention
-        self._origins = origins
         self._abort_stops = abort_stops
         self._limits = limits
         self._metrics = metrics
         self._keepalive = Keepalive()
+        self._sessions = Sessions(
+            self._answers,
+            self._keepalive,
+            authorize=authorize,
+            origins=origins,
+            abort_stops=abort_stops,
+            limits=limits,
+            metrics=metrics,
+        )
         self.hub: Hub | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -298,37 +303,12 @@ class Streams:
         await receive()  # websocket.connect
         try:
             hub = self.open_hub()
-            version = sdk_version(scope, 7)  # No other has the transport.
-            check_origin(scope, self._origins)
+            version = self._sessions.check(scope)
         except (HttpError, RemoteProtocolError) as exc:
             await refuse_websocket(scope, send, exc)
             return
         # An `abort` may be the last word before the close frame.
-        transport = AsgiWebSocket(scope, send, hears_out=self._abort_stops)
-        try:
-            async with open_connection(
-                transport,
-                limits=self._limits.connection,
-                metrics=self._metrics,
-                opening=b"",
-                ending=b"",
-                keepalive_frame=PING_LINE,
-                keepalive=self._keepalive,
-            ) as connection:
-                await Session(
-                    connection,
-                    transport,
-                    scope,
-                    hub=hub,
-                    answers=self._answers,
-                    authorize=self._authorize,
-                    version=version,
-                    abort_stops=self._abort_stops,
-                    limits=self._limits,
-                    metrics=self._metrics,
-                ).run(receive)
-        except ConnectionClosedError:
-            pass  # The client left in the middle of our word.
+        await self._sessions.serve(hub, version, scope, receive, send, hears_out=self._abort_stops)
 
     async def _stream(
         self,
