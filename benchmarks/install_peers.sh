@@ -1,6 +1,6 @@
 #!/bin/sh
 # Installs what benchmarks/peers needs beside Python packages, from Debian's where we are root: node, go, nginx with
-# nchan, wrk. What can't be had is left out of the comparison, which says so by name.
+# nchan, wrk; and the npm packages of an AI SDK route. What can't be had is left out of the comparison, which says so by name.
 set -eu
 
 missing=""
@@ -17,4 +17,9 @@ if [ -n "$missing" ]; then
     else
         echo "not installed:$missing (left out)" >&2
     fi
+fi
+
+cd "$(dirname "$0")/peers/relay"
+if command -v npm >/dev/null && { [ ! -e node_modules/.package-lock.json ] || [ package-lock.json -nt node_modules/.package-lock.json ]; }; then
+    npm ci --silent --no-audit --no-fund || echo "npm ci failed in benchmarks/peers/relay" >&2
 fi

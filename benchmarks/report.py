@@ -215,6 +215,35 @@ def crosscheck_part(figures: Figures) -> str:
     return text
 
 
+def relay_part(figures: Figures) -> str:
+    """What a token costs that is relayed from a model."""
+    data: Data = json.loads((RESULTS / "relay.json").read_text())
+    found = Figures(data)
+    levels = sorted({run["turns"] for run in data["runs"]})
+    rows = []
+    for server in data["servers"]:
+        cells = []
+        for turns in levels:
+            medians = [
+                found.median("relay", server["name"], key, turns=turns)
+                for key in ("cpu_us", "p50_ms", "p99_ms", "delivered", "kb")
+            ]
+            cpu, p50, p99, delivered, kb = medians
+            if delivered is None:
+                cells += ["failed", "-", "-", "-"]
+            else:
+                late = f"{number(p50)} / {number(p99)}"
+                cells += [number(cpu), late, f"{delivered:.0%}", number(kb)]
+        title = f"**{server['title']}**" if server["ours"] else server["title"]
+        rows.append([title, *cells])
+    head = [""]
+    for turns in levels:
+        head += [f"{turns} turns: CPU us a token", "p50 / p99, ms", "in time", "kB a turn"]
+    text = table(head, rows) + "\n"
+    text += "".join(f"- {s['title']}: {s['less']}.\n" for s in data["servers"] if s["less"])
+    return text
+
+
 PARTS: dict[str, Callable[[Figures], str]] = {
     "machine": machine_part,
     "table": table_part,
@@ -224,6 +253,7 @@ PARTS: dict[str, Callable[[Figures], str]] = {
     "growth": growth_part,
     "capacity": capacity_part,
     "crosscheck": crosscheck_part,
+    "relay": relay_part,
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -18,7 +18,11 @@ MOST_RATE = 400
 """With 1,000 viewers, more than the load can take in (`crosscheck.py` finds out how much that is)."""
 LIGHT_TURNS = 100
 LIGHT_RATE = 5.0
-FEW, MANY, MOST = 2_000, 5_000, 10_000
+OVER_RATE = 20.0
+"""With 1,000 viewers, what either transport bears."""
+LATE = ("penstock", "sse-starlette", "starlette", "node", "go", "nchan")
+"""Whose lateness is measured in all shapes: one server of a kind."""
+MANY, MOST = 5_000, 10_000
 VIEWERS_GROWTH = ((10, 1000.0), (100, 100.0), (1_000, 10.0), (9_900, 1.0))
 """10,000 deliveries a second, however many viewers share them."""
 CHUNKS_GROWTH = ((10, 16, 40), (100, 16, 15), (1_000, 4, 10), (10_000, 1, 8), (100_000, 1, 2))
@@ -110,9 +114,19 @@ def _fanout(session: Session) -> None:
     )
 
 
-def _latency(session: Session, *, viewers: int, rate: float) -> None:
-    for server in session.servers():
+def _latency(session: Session, *, viewers: int, rate: float, names: Collection[str] = ()) -> None:
+    for server in session.servers(names=names):
         workloads.fanout(session, server, viewers, rate, 3.0, "latency")
+
+
+def _transports(session: Session, *, rounds: int) -> None:
+    """W1 to W3 over SSE and over WebSocket, at one level each."""
+    server = session.servers(ours=True)[0]
+    for number in range(rounds):
+        for over in workloads.TRANSPORTS:
+            workloads.tokens(session, server, LIGHT_TURNS, 1.5, over)
+            workloads.fanout(session, server, workloads.VIEWERS, OVER_RATE, 1.5, over=over)
+            workloads.one_burst(session, server, number, over)
 
 
 def _idle(session: Session, *, connections: int) -> None:
@@ -149,10 +163,10 @@ FULL = Plan(
         Step("growth", "10 to 9,900 viewers, 10 to 100,000 chunks", _growth, 0, 55),
         Step("keepalive", f"{MOST:,} quiet connections, {KEEPALIVE_S:g} s", _keepalive, 0, 40),
         Step("idle", f"{MANY:,} quiet connections", partial(_idle, connections=MANY), 13),
+        Step("transports", "W1 to W3 over WebSocket and SSE, 3 rounds", partial(_transports, rounds=3), 0, 70),
         Step("fanout", "W2: 1,000 viewers, the highest rate", _fanout, 24),
-        Step("latency", "100 viewers at 50/s", partial(_latency, viewers=100, rate=50.0), 6.5, optional=True),
-        Step("idle", f"{FEW:,} quiet connections", partial(_idle, connections=FEW), 8, optional=True),
-        Step("latency", "5,000 viewers at 1/s", partial(_latency, viewers=5_000, rate=1.0), 15, optional=True),
+        Step("latency", "100 viewers at 50/s", partial(_latency, viewers=100, rate=50.0, names=LATE), 0, 42),
+        Step("latency", "5,000 viewers at 1/s", partial(_latency, viewers=5_000, rate=1.0, names=LATE), 0, 90, optional=True),
     ),
     servers=(
         "penstock", "penstock-sqlite", "sse-starlette", "fastapi", "starlette", "uvicorn", "granian", "aiohttp",

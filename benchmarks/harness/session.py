@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -66,12 +66,16 @@ class Session:
         """Seconds since the beginning."""
         return time.monotonic() - self._began
 
-    def servers(self, *, turns: bool = False, ours: bool = False) -> list[Server]:
-        """Return those that run: all, those that can produce turns, or penstock."""
+    def servers(
+        self, *, turns: bool = False, ours: bool = False, names: Collection[str] = ()
+    ) -> list[Server]:
+        """Return those that run: all, those that can produce turns, penstock, or those of these names."""
         return [
             server
             for server in self._servers.values()
-            if (server.kind.turns or not turns) and (server.kind.ours or not ours)
+            if (server.kind.turns or not turns)
+            and (server.kind.ours or not ours)
+            and (server.kind.name in names or not names)
         ]
 
     def has_time(self, step: str, seconds: float) -> bool:

@@ -22,6 +22,8 @@ from harness.session import Session
 from harness.turns import take_turn
 from penstock.bench.result import Result
 
+TRANSPORTS: dict[str, dict[str, str]] = {"sse": {}, "websocket": {"transport": "websocket"}}
+"""For a comparison of the two; else each workload has SSE, which is what the peers have."""
 RATE = 50
 """Deltas a second of each turn in `tokens`: a fast model."""
 LATE_MS = 100.0
@@ -40,8 +42,8 @@ FULL = 1.0
 """A server that fails below this share of its core, and below the load's, failed for another reason."""
 
 
-def tokens(session: Session, server: Server, turns: int, duration_s: float) -> Figures | None:
-    """N turns at 50/s, each its own producer."""
+def tokens(session: Session, server: Server, turns: int, duration_s: float, over: str = "") -> Figures | None:
+    """N turns at 50/s, each its own producer; `over` one of `TRANSPORTS`, noted by its name."""
     ramp_s = min(session.ramp_s(server, turns), 4.0)
     take = partial(
         _paced,
@@ -53,8 +55,9 @@ def tokens(session: Session, server: Server, turns: int, duration_s: float) -> F
         ramp=ramp_s,
         settle=0.5,
         duration=duration_s,
+        over=over,
     )
-    return session.run("tokens", server, take, turns=turns)
+    return session.run(_named("tokens", over), server, take, turns=turns)
 
 
 def fanout(
@@ -64,6 +67,7 @@ def fanout(
     rate: float,
     duration_s: float,
     workload: str = "fanout",
+    over: str = "",
 ) -> Figures | None:
     """One turn, and viewers who are settled when it begins."""
     take = partial(
@@ -76,8 +80,13 @@ def fanout(
         ramp=session.ramp_s(server, viewers),
         settle=1.5,
         duration=duration_s,
+        over=over,
     )
-    return session.run(workload, server, take, viewers=viewers, rate=rate)
+    return session.run(_named(workload, over), server, take, viewers=viewers, rate=rate)
+
+
+def _named(workload: str, over: str) -> str:
+    return f"{workload}-{over}" if over else workload
 
 
 def _paced(
@@ -90,6 +99,7 @@ def _paced(
     ramp: float,
     settle: float,
     duration: float,
+    over: str,
 ) -> Figures:
     """Make a run of paced turns, and judge it."""
     wait_quiet(server)
@@ -102,6 +112,7 @@ def _paced(
         ramp=round(ramp, 2),
         settle=settle,
         duration=duration,
+        **TRANSPORTS.get(over, {}),
     )
     found = figures(result)
     # Of each stream, one event may be due in the measured time and come behind it: that is its latency's to say.
@@ -144,15 +155,15 @@ def burst(session: Session, servers: list[Server], rounds: int) -> None:
         for server in servers:
             if server.kind.name in slow and number >= SLOW_ROUNDS:
                 continue
-            found = session.run(
-                "burst",
-                server,
-                partial(closed_loop, server, chunks=BURST, connections=1, repeats=1),
-                chunks=BURST,
-                round=number,
-            )
+            found = one_burst(session, server, number)
             if found is not None and found["wall_us"] * BURST > SLOW_BURST_S * 1e6:
                 slow.add(server.kind.name)
+
+
+def one_burst(session: Session, server: Server, number: int, over: str = "") -> Figures | None:
+    """One turn of 100,000 deltas on a new connection."""
+    take = partial(closed_loop, server, chunks=BURST, connections=1, repeats=1, over=over)
+    return session.run(_named("burst", over), server, take, chunks=BURST, round=number)
 
 
 def churn(session: Session, servers: list[Server], rounds: int, seconds: float) -> None:
@@ -175,7 +186,7 @@ def churn(session: Session, servers: list[Server], rounds: int, seconds: float) 
             session.connect_ms[name] = found["cpu_us"] * SHORT / 1000
 
 
-def closed_loop(server: Server, *, chunks: int, connections: int, repeats: int) -> Figures:
+def closed_loop(server: Server, *, chunks: int, connections: int, repeats: int, over: str = "") -> Figures:
     """Take turns as fast as they come, each on a new connection; microseconds for each delta.
 
     The CPU is of the whole run, read to the nanosecond.
@@ -191,6 +202,7 @@ def closed_loop(server: Server, *, chunks: int, connections: int, repeats: int) 
         repeats=repeats,
         ramp=0.0,
         settle=0.0,
+        **TRANSPORTS.get(over, {}),
     )
     used_s = cpu_s(server.pid) - before
     _demand_all(result, chunks * connections * repeats, connections * repeats)
