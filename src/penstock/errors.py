@@ -9,7 +9,8 @@
     │   ├── TurnConflictError         another message's turn is running in this chat
     │   ├── TurnNotFoundError         no such chat or turn
     │   ├── TurnSealedError           a write after the turn ended
-    │   └── AnswerError               raise it in a producer: its text is shown to the user
+    │   ├── AnswerError               raise it in a producer: its text is shown to the user
+    │   └── ToolError                 raise it in a tool of `run_tools`: its text is for the model and the user
     ├── JournalError
     │   ├── PositionLostError         the position is trimmed, or of another epoch
     │   └── StoreUnavailableError     the journal's store can't be used now
@@ -22,9 +23,14 @@
     │   ├── ServerUnreachableError    no connection, or it broke before the answer
     │   └── StreamLostError           a stream broke off, and it can't be gone on with
     └── UpstreamError                 a model upstream failed; carries a sentence fit for the user
+        ├── UpstreamUnreachableError  no connection, or it broke before the answer began
         ├── UpstreamStatusError       it answered with an error status
+        │   └── UpstreamRedirectError it sends us to where we don't go
         ├── UpstreamSilentError       it sent nothing for too long
-        └── UpstreamTruncatedError    it stopped before its own end marker
+        │   └── UpstreamUnansweredError   from the beginning: not one byte of an answer
+        ├── UpstreamTruncatedError    it stopped before its own end marker
+        ├── UpstreamUnreadableError   what it sent is no answer of its protocol
+        └── UpstreamTooLongError      a line, an event or the answer passed a number of `limits.py`
 
 Expected ends (the client left, the user pressed Stop) are values, `CloseReason` and `Outcome`, not exceptions.
 Foreign exceptions are translated once, at the border where they enter, with `raise … from`.
@@ -86,6 +92,14 @@ class TurnSealedError(TurnError):
 
 class AnswerError(TurnError):
     """Raised by a producer to end its turn as failed with a text that the user may read."""
+
+    def __init__(self, error_text: str) -> None:
+        super().__init__(error_text)
+        self.error_text = error_text
+
+
+class ToolError(TurnError):
+    """Raised by a tool of `run_tools` to fail its call, not the turn, with a text that the model and the user may read."""
 
     def __init__(self, error_text: str) -> None:
         super().__init__(error_text)
@@ -160,23 +174,58 @@ class UpstreamError(PenstockError):
             self.error_text = error_text
 
 
+class UpstreamUnreachableError(UpstreamError):
+    """No connection to the upstream within `connect_s`, or it broke before an answer began."""
+
+
 class UpstreamStatusError(UpstreamError):
     """The upstream answered with an error status."""
 
     error_text = "The model refused the request."
 
-    def __init__(self, message: str, *, status: int, error_text: str | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int,
+        retry_after_s: float | None = None,
+        error_text: str | None = None,
+    ) -> None:
         super().__init__(message, error_text=error_text)
         self.status = status
+        self.retry_after_s = retry_after_s
+        """When the upstream wants to be asked again; None if it didn't say."""
+
+
+class UpstreamRedirectError(UpstreamStatusError):
+    """The upstream redirects to another host, to no place at all, with another method, or too often."""
 
 
 class UpstreamSilentError(UpstreamError):
-    """The upstream sent nothing for longer than its silence timeout."""
+    """The upstream sent no byte of any kind for `silence_s`."""
 
     error_text = "The model stopped answering."
+
+
+class UpstreamUnansweredError(UpstreamSilentError):
+    """The upstream took the request, and sent no byte of an answer for `first_byte_s`."""
+
+    error_text = "The model did not answer."
 
 
 class UpstreamTruncatedError(UpstreamError):
     """The upstream's stream ended before its own end marker: what came is not the whole answer."""
 
     error_text = "The model's answer was cut off."
+
+
+class UpstreamUnreadableError(UpstreamError):
+    """What the upstream sent is no answer of its protocol: a page, another type, noise, bad UTF-8, wrong JSON."""
+
+    error_text = "The model's answer could not be understood."
+
+
+class UpstreamTooLongError(UpstreamError):
+    """The upstream sent a line, an event or an answer beyond what is taken."""
+
+    error_text = "The model's answer is too long."

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import ssl
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from email.utils import parsedate_to_datetime
 
 import httpx2
 import trio
@@ -61,3 +63,15 @@ async def open_body(response: httpx2.Response) -> AsyncIterator[AsyncIterator[by
                 pass  # nobody wants to read any more
         with trio.move_on_after(CLOSE_S, shield=True):
             await response.aclose()
+
+
+def retry_after_s(text: str | None) -> float | None:
+    """Read `Retry-After`: seconds, or a date. None if it says neither. Source: RFC 9110 section 10.2.3."""
+    if text is None:
+        return None
+    if text.isascii() and text.isdigit():
+        return float(text[:9])
+    try:
+        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
+    except (ValueError, OverflowError):
+        return None

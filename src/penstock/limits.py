@@ -58,7 +58,13 @@ class ServerLimits(msgspec.Struct, frozen=True, kw_only=True):
     """Messages, pings, pongs and fragments of less than 1 KiB of one client in any second. A busy page sends ten.
     Over it: 1008."""
     websocket_message_bytes: int = 1 << 20
-    """One WebSocket message, as large as a request's body: both carry a chat's history. Over it: 1009."""
+    """One WebSocket message, as large as a request's body: both carry a chat's history. Over it: 1009. Of a compressed
+    one it is what comes out, and the cap on the memory for that."""
+    websockets: int = 9_000
+    """WebSockets at once. What is left of `connections` is for pages, stops and probes. Over it: 1013, which a page can
+    read, as it can't read a 503."""
+    deflate_from_bytes: int = 512
+    """A shorter WebSocket message is not compressed: a chunk's frame has 165, of which 132 would be left, for 8 us."""
     write_stall_s: float = 30.0
     """One write of which the peer takes nothing. Also TCP_USER_TIMEOUT on every accepted socket."""
     linger_s: float = 2.0
@@ -74,6 +80,28 @@ class ServerLimits(msgspec.Struct, frozen=True, kw_only=True):
     """The app's lifespan shutdown."""
     backlog: int = 1_024
     """Connections the kernel holds for us before accept."""
+
+
+class SupervisorLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """How `penstock serve --workers` keeps its processes."""
+
+    workers: int = 64
+    """Workers. Each holds the listening sockets of all; a machine with more cores wants a machine less."""
+    start_s: float = 75.0
+    """From a worker's start until it accepts connections: `app_start_s`, and Python's own start on a busy machine."""
+    starts: int = 8
+    """Starts in a row that come to nothing, with no worker left, and the supervisor ends: a minute of trying."""
+    first_backoff_s: float = 0.5
+    """From the end of a worker to the start of the next in its place."""
+    backoff_max_s: float = 30.0
+    """It doubles each time up to this."""
+    steady_s: float = 60.0
+    """A worker that lasted so long has not failed in starting: the next one after it comes soon."""
+    kill_s: float = 2.0
+    """What a worker gets beyond `drain_s` and `app_stop_s`, for its interpreter to end. Then it is killed."""
+    spare_patience_s: float = 0.1
+    """How long a connection waits for the worker that the kernel has chosen, until another takes it: so long a loop
+    that does its work is not held up, and a person does not notice."""
 
 
 class ConnectionLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -138,6 +166,10 @@ class HubLimits(msgspec.Struct, frozen=True, kw_only=True):
     """Asking the store to begin a turn. It is not cancelled halfway, so it must end by itself."""
     flush_s: float = 0.02
     """From one flush to the next, unless somebody waits for it: what a `kill -9` can lose beside the commit under way."""
+    shared_flush_s: float = 0.01
+    """The same where the store is what other nodes follow: their followers see text so much later."""
+    shared_flush_entries: int = 32
+    """There, as many entries of a turn that the store lacks hurry the flush."""
     coalesce_s: float = 0.0
     """How long the first of some chunks waits for more, so that followers get them in one write. 0: what one pass of
     the scheduler brings. 0.02 halves the writes of a fast model, and nobody reads so fast."""
@@ -182,13 +214,91 @@ class SqliteLimits(msgspec.Struct, frozen=True, kw_only=True):
     """Entries that retention removes in one transaction: some 10 ms. At least one turn."""
 
 
+class RedisLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """How the Redis store uses its connection."""
+
+    connect_s: float = 2.0
+    """Resolving the name and the TCP connection, with TLS, and then the greeting, each."""
+    call_s: float = 2.0
+    """From a call to its answer, a new connection included. Two of them fit in `begin_s` and in `seal_s`. No answer by
+    then, and the connection is taken for dead."""
+    first_backoff_s: float = 0.05
+    """From a lost connection to the next try, or half of it: a thousand nodes don't come back at once."""
+    backoff_max_s: float = 1.0
+    """It doubles with each try up to this. A Redis that restarts is back in a second."""
+    recheck_s: float = 5.0
+    """How long a follower of another node's turn trusts that it would be told of news. Some may get lost."""
+    trim_s: float = 10.0
+    """From a look at what all ended turns take to the next."""
+    ended_noted: int = 10_000
+    """Ended turns that wait for it: a thousand a second. Over it the oldest are left to their time to live."""
+    remembered_turns: int = 10_000
+    """Turns of which it is remembered in which chat they are, at 300 bytes each."""
+
+
+class NatsLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """How the NATS store uses its connection."""
+
+    connect_s: float = 2.0
+    """Resolving a server's name, the connection, with TLS, and the greeting, together."""
+    call_s: float = 2.0
+    """From a call to its answer, a new connection included. Two of them fit in `begin_s` and in `seal_s`. No answer by
+    then, nor anything else, and the connection is taken for dead."""
+    close_s: float = 1.0
+    """Writing what was to be published, and closing the connection."""
+    ping_s: float = 10.0
+    """Between two pings on a connection. After two without an answer it is taken for dead."""
+    first_backoff_s: float = 0.05
+    """From a lost connection to the next try, or half of it: a thousand nodes don't come back at once."""
+    backoff_max_s: float = 1.0
+    """It doubles with each try up to this. A NATS that restarts is back in a second."""
+    recheck_s: float = 5.0
+    """How long a follower of another node's turn trusts that it would be told of news. Some may get lost."""
+    unsent_bytes: int = 8 << 20
+    """What waits to be sent. Over it, what nobody waits for is dropped: the mirror's copies."""
+    unheard_messages: int = 4_096
+    """Messages of one subscription that wait to be taken in. Over it some are dropped, and it is said that some were."""
+    part_bytes: int = 512 << 10
+    """What is larger is stored in several messages. A server takes 1 MiB, if it was not told otherwise."""
+    page_messages: int = 256
+    """Messages of a turn that are asked for at once."""
+    page_bytes: int = 1 << 20
+    """The same, in bytes."""
+    tries: int = 50
+    """Of one change against the changes of others, each of which got ahead. Two owners don't meet so often."""
+    trim_s: float = 10.0
+    """From a look at what retention should remove to the next."""
+    trimmed_at_once: int = 200
+    """Turns or chats that one look takes on."""
+    remembered_turns: int = 10_000
+    """Turns of which it is remembered in which chat they are, and what was last seen of them, at 2 KB each."""
+
+
 class RelayLimits(msgspec.Struct, frozen=True, kw_only=True):
     """What a model upstream may take."""
 
     connect_s: float = 10.0
     """Resolving the name, the TCP connection and TLS, each."""
+    first_byte_s: float = 90.0
+    """From the request to the head of the answer. A large local model reads a long prompt for a minute, and a model
+    that does not stream says nothing before it knows all."""
     silence_s: float = 90.0
-    """No byte at all, before the answer or within it. A large local model reads a long prompt for a minute."""
+    """No byte of any kind, heartbeats included, within the answer. The whole turn has no such limit."""
+    thinking_s: float = 5.0
+    """Without a chunk, the time from one `data-thinking` to the next. Infinite: none."""
+    heartbeat_s: float = 1.0
+    """The same at the least, where the upstream's own heartbeats are passed on."""
+    thinking_share: float = 0.01
+    """Neither is ever less than this share of the time that has passed without a chunk: what is journalled of a turn
+    that is stuck for a day is some hundred chunks, not some ten thousand."""
+    retries: int = 2
+    """Requests after the first, while no chunk of the answer was written."""
+    backoff_s: float = 0.5
+    """The first wait before such a request is up to this, the next up to twice as much."""
+    retry_after_max_s: float = 30.0
+    """The longest wait that an upstream may ask for with `Retry-After`. Asked for more, the turn fails at once."""
+    redirects: int = 3
+    """Redirects of one request, to the same origin."""
     trailer_s: float = 5.0
     """No byte after the finish reason, where usage and the end marker may come or not. The answer is whole by then."""
     eof_s: float = 0.05
@@ -199,6 +309,33 @@ class RelayLimits(msgspec.Struct, frozen=True, kw_only=True):
     """What is read, for the log, of a body that comes with an error status."""
     refusal_s: float = 2.0
     """How long that may take."""
+    recover_s: float = 300.0
+    """Asking an upstream for the rest of an answer, until it is there. A model that reasons takes minutes."""
+    recover_first_s: float = 0.5
+    """From the first time of asking to the second: an answer that broke off near its end is whole by then."""
+    recover_max_s: float = 5.0
+    """It doubles each time up to this, which is what the user waits at most after the answer is whole."""
+    recover_ask_s: float = 20.0
+    """Asking once, to the end of the body."""
+    recovered_bytes: int = 4 << 20
+    """An answer that is recovered, as one JSON value."""
+    max_tokens: int = 16_384
+    """Of an answer, thinking included, for Anthropic, which demands a number; `extra_body` may have another. Some 12,000
+    words; every model since Claude 3.7 takes it."""
+
+
+class ToolLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """What `run_tools` does at most."""
+
+    steps: int = 20
+    """Times that the model is asked in one request. A model that never stops calling tools would cost without end; the
+    AI SDK's `ToolLoopAgent` has as many."""
+    parallel: int = 8
+    """Tools of one turn that run at once. Models call two or three together; a tool may be somebody's small service."""
+    threads: int = 32
+    """Sync tools that run at once in this process. An abandoned one holds its thread until it returns."""
+    error_chars: int = 500
+    """What is said of an input that doesn't fit: it may quote a name that the model made up."""
 
 
 class ClientLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -262,16 +399,25 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
     wire: WireLimits = WireLimits()
     server: ServerLimits = ServerLimits()
+    supervisor: SupervisorLimits = SupervisorLimits()
     connection: ConnectionLimits = ConnectionLimits()
     turn: TurnLimits = TurnLimits()
     viewer: ViewerLimits = ViewerLimits()
     hub: HubLimits = HubLimits()
     sqlite: SqliteLimits = SqliteLimits()
+    redis: RedisLimits = RedisLimits()
+    nats: NatsLimits = NatsLimits()
     relay: RelayLimits = RelayLimits()
 
 
 WIRE = WireLimits()
 """The defaults of the sans-I/O floor, which takes no configuration from above."""
+
+TOOLS = ToolLimits()
+"""The defaults of `run_tools`."""
+
+RELAY = RelayLimits()
+"""The defaults of what is sans-I/O in `relay`."""
 
 BENCH = BenchLimits()
 """The defaults of `penstock bench`."""

@@ -17,8 +17,10 @@
 //     {do: 'settle'}                  waits for that end
 //     {do: 'resume'}                  resumeStream()
 //     {do: 'approve', approved, reason?}   answers the approval that is asked for, and waits for the end
+//     {do: 'output', output}          gives the output of the tool call that waits for one, and waits for the end
 //     {do: 'leave'}                   stop(), as a page does that goes away
 //     {do: 'reload', without?}        a new page, with the messages that the server has; `without` the answer to the last
+//     {do: 'begun'}                   until the server has a turn of this chat
 //     {do: 'wait', state}             until the server says that the turn is in this state
 //     {do: 'stop'}                    tells the server to stop the turn
 //     {do: 'closed'}                  until all sockets are closed
@@ -258,15 +260,18 @@ class Visit {
   }
 
   async open(messages) {
-    const { AbstractChat, lastAssistantMessageIsCompleteWithApprovalResponses } = await load(this.job.version);
-    class Chat extends AbstractChat {}
+    const ai = await load(this.job.version);
+    class Chat extends ai.AbstractChat {}
     this.finished = 0;
+    this.gaveOutput = false;
     this.client = new Chat({
       id: this.job.chatId,
       generateId: () => `made-up-${++this.ids}`,
       state: new State(messages),
       transport: this.counting(await this.transport()),
-      sendAutomaticallyWhen: lastAssistantMessageIsCompleteWithApprovalResponses,
+      sendAutomaticallyWhen: state =>
+        ai.lastAssistantMessageIsCompleteWithApprovalResponses?.(state) ||
+        (this.gaveOutput && ai.lastAssistantMessageIsCompleteWithToolCalls(state)),
       onFinish: () => {
         this.finished += 1;
       },
@@ -367,6 +372,15 @@ class Visit {
     while (this.finished === before) await sleep(POLL_MS);
   }
 
+  async output({ output }) {
+    const parts = this.client.messages.flatMap(message => message.parts);
+    const { type, toolCallId } = parts.find(each => each.state === 'input-available');
+    const before = this.finished;
+    this.gaveOutput = true;
+    await this.client.addToolOutput({ tool: type.slice('tool-'.length), toolCallId, output });
+    while (this.finished === before) await sleep(POLL_MS);
+  }
+
   async leave() {
     await this.client.stop();
     await this.answer;
@@ -375,6 +389,10 @@ class Visit {
   async reload({ without }) {
     const { messages, turn } = await this.state();
     await this.open(without ? messages.filter(message => message.id !== turn?.id) : messages);
+  }
+
+  async begun() {
+    while (!(await fetch(`${this.job.url}/${this.job.chatId}`)).ok) await sleep(POLL_MS);
   }
 
   async wait({ state }) {

@@ -6,9 +6,10 @@ Starting one takes most of the time, so all are started at once, and each is ask
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import msgspec
 import pytest
 import trio
 from provider import Provider, open_provider, run_mock
@@ -16,7 +17,8 @@ from running import open_example
 
 from penstock import open_client
 from penstock.client import Received
-from penstock.testing import Recording, record
+from penstock.client.client import Client
+from penstock.testing import Recording, record, user_message
 from penstock.wire.chunks import Error, Finish, TextDelta
 
 OPENAI = {"OPENAI_API_KEY": "none", "OPENAI_BASE_URL": "{url}/v1"}
@@ -54,10 +56,10 @@ async def ask(url: str, *questions: str) -> dict[str, Recording]:
     return answers
 
 
-def outline(recording: Recording) -> list[tuple[str, Any]]:
-    """Name the parts of the message, in order, each with what it says."""
+def outline(message: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Name the parts of a message, in order, each with what it says."""
     said: list[tuple[str, Any]] = []
-    for part in recording.message["parts"]:
+    for part in message["parts"]:
         if part["type"] in ("text", "reasoning"):
             said.append((part["type"], part["text"]))
         elif part["type"].startswith("tool-"):
@@ -86,7 +88,7 @@ async def check_stop(url: str, provider: Provider) -> None:
 def check(answers: dict[str, Recording], said: Callable[[], str]) -> None:
     """What every SDK must come to."""
     plain = answers["plain"]
-    assert outline(plain) == [("text", PLAIN)]
+    assert outline(plain.message) == [("text", PLAIN)]
     assert sum(isinstance(chunk, TextDelta) for chunk in plain.chunks) > 5
     assert plain.chunks[-1] == Finish(finish_reason="stop")
     # The provider's words are in the log, and not with the user.
@@ -97,7 +99,7 @@ def check(answers: dict[str, Recording], said: Callable[[], str]) -> None:
     assert answers["plain, politely"].chunks[-1] == CUT
     assert isinstance(answers["plain, rudely"].chunks[-1], Error)
     for cut in ("plain, politely", "plain, rudely"):
-        ((_, text),) = outline(answers[cut])
+        ((_, text),) = outline(answers[cut].message)
         assert text
         assert PLAIN.startswith(text)
         assert text != PLAIN
@@ -130,7 +132,7 @@ async def check_anthropic(mock_url: str) -> None:
         last = json.loads(provider.bodies[-1])
     check(answers, example.log)
     assert answers["busy"].chunks[-1] == BUSY
-    assert outline(weather) == UMBRELLA
+    assert outline(weather.message) == UMBRELLA
     assert weather.chunks[-1] == Finish(finish_reason="stop")
     # The thinking went back as it came, with its signature, before the tool's result.
     thought, *_ = last["messages"][-2]["content"]
@@ -148,13 +150,49 @@ async def check_pydantic_ai(mock_url: str) -> None:
         await check_stop(example.url, provider)
         answers = await ask(example.url, *EVERYTHING, WEATHER)
     check(answers, example.log)
-    assert outline(answers[WEATHER]) == UMBRELLA
+    assert outline(answers[WEATHER].message) == UMBRELLA
+
+
+async def check_tools(mock_url: str) -> None:
+    """The model calls Python functions, and what it books is booked once the user has said yes."""
+    messages = [msgspec.to_builtins(user_message("A table for two in Bergen"))]
+    variables = {"UPSTREAM": f"{mock_url}/v1", "MODEL": "gpt-4.1"}
+    async with open_example("13_tools:answer", **variables) as example:
+        chats = f"{example.url}/api/chat"
+        async with open_client(chats) as client:
+            asked = await record(chats, "", chat_id="tables", body={"messages": messages})
+            messages = await state_of(client, "suspended")
+            booking = messages[-1]["parts"][-1]
+            assert booking["approval"]["requestReason"] == "A table that is booked is paid for."
+            booking |= {"state": "approval-responded", "approval": booking["approval"] | {"approved": True}}
+            said = await record(chats, "", chat_id="tables", body={"messages": messages})
+            messages = await state_of(client, "finished")
+    assert "tool-output-available" in {chunk.kind for chunk in asked.chunks}
+    assert said.chunks[-1] == Finish(finish_reason="stop")
+    forellen = {"restaurant": "Forellen", "seats": 2, "city": "Bergen"}
+    regn = {"restaurant": "Regn", "seats": 6, "city": "Bergen"}
+    booked = ({"restaurant": "Forellen", "people": 2}, {"booked": "Forellen", "for": "2"})
+    assert outline(messages[-1]) == [
+        ("text", "I will look."),
+        ("tool-find_tables", ({"city": "Bergen", "people": 2}, [forellen, regn])),
+        ("tool-book_table", booked),
+        ("text", "Forellen expects you."),
+    ]
+
+
+async def state_of(client: Client, state: str) -> list[Any]:
+    """Return the messages of the chat about tables, whose turn is in this state."""
+    chat = await client.state("tables")
+    assert chat is not None
+    assert chat["turn"]["state"] == state
+    messages: list[Any] = chat["messages"]
+    return messages
 
 
 async def test_official_sdks_are_streamed_stopped_cut_and_refused(mock_url: str) -> None:
     with trio.fail_after(90):
         async with trio.open_nursery() as nursery:
-            for check_sdk in (check_openai, check_anthropic, check_pydantic_ai):
+            for check_sdk in (check_openai, check_anthropic, check_pydantic_ai, check_tools):
                 nursery.start_soon(check_sdk, mock_url)
 
 

@@ -6,22 +6,36 @@ do what no well-behaved server does.
 
 from __future__ import annotations
 
+import gzip
 import json
+import os
 import re
 import shutil
 import socket
-import struct
 import subprocess
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager
-from functools import partial
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import httpx2
-import msgspec
 import pytest
 import trio
+from fault_upstream import (
+    HEAD,
+    Script,
+    answer_with,
+    chunked,
+    event,
+    hang,
+    impatient,
+    read_request,
+    relayed,
+    reset,
+    run_turn,
+    scripted,
+    sends,
+)
 
 from parts import require
 from penstock import TurnState, open_hub
@@ -30,55 +44,20 @@ from penstock.errors import (
     UpstreamSilentError,
     UpstreamStatusError,
     UpstreamTruncatedError,
+    UpstreamUnansweredError,
 )
 from penstock.limits import Limits, RelayLimits
-from penstock.relay.openai import ANSWER_TOO_LONG, BUSY, NOT_UNDERSTOOD, TOO_LONG
-from penstock.relay.upstream import completions_url, environment_api_key, open_upstream, relay
-from penstock.testing import user_message
-from penstock.turns.turn import Producer, Turn
-from penstock.wire.assembly import assemble
-from penstock.wire.chunks import AnyChunk, Error, Finish, TextDelta
-from penstock.wire.messages import UIMessage
+from penstock.relay.api_key import environment_api_key
+from penstock.relay.openai import OpenAIProtocol
+from penstock.relay.sentences import ANSWER_TOO_LONG, BUSY, NOT_UNDERSTOOD, TOO_LONG
+from penstock.relay.upstream import open_upstream, relay
+from penstock.testing import record, user_message
+from penstock.turns.turn import Turn
+from penstock.wire.chunks import Error, Finish, TextDelta
 
 TESTS = Path(__file__).parent.parent
 MOCK = TESTS / "upstream" / "node_modules" / "@copilotkit" / "aimock" / "dist" / "cli.js"
 PLAIN = "Die naïve Forelle 🐟 schwamm stromauf,\n\nand that is all."
-
-
-class Ended(NamedTuple):
-    """A turn that has ended."""
-
-    state: TurnState
-    chunks: list[AnyChunk]
-    error: UpstreamError | None
-
-    @property
-    def message(self) -> UIMessage:
-        """The message that the chunks make."""
-        return msgspec.convert(assemble(self.chunks, ""), UIMessage)
-
-
-async def run_turn(producer: Producer, *messages: UIMessage) -> Ended:
-    """Run one turn in a hub of its own."""
-    raised: list[UpstreamError] = []
-
-    async def answer(turn: Turn) -> None:
-        try:
-            await producer(turn)
-        except UpstreamError as exc:
-            raised.append(exc)
-            raise
-
-    async with open_hub() as hub:
-        turn = await hub.start_turn("chat", answer, messages or [user_message("Hello")])
-        chunks: list[AnyChunk] = []
-        with turn.follow() as subscription:
-            try:
-                while True:
-                    chunks += [entry.chunk for entry in await subscription.next_batch(100)]
-            except trio.EndOfChannel:
-                pass
-        return Ended(await turn.wait_ended(), chunks, raised[0] if raised else None)
 
 
 @pytest.fixture(scope="module")
@@ -102,21 +81,28 @@ def mock_url() -> Iterator[str]:
             process.terminate()
 
 
-async def test_a_relayed_turn_has_all_text_in_order(mock_url: str) -> None:
+PROTOCOLS = pytest.mark.parametrize("protocol", ["openai", "responses", "anthropic"])
+
+
+@PROTOCOLS
+async def test_a_relayed_turn_has_all_text_in_order(mock_url: str, protocol: str) -> None:
     """Text, the reason of the end, what it cost, and which model it was."""
-    turn = await run_turn(relay(mock_url, "gpt-4.1"), user_message("plain"))
+    turn = await run_turn(relay(mock_url, "gpt-4.1", protocol=protocol), user_message("plain"))
     assert turn.state is TurnState.finished
     assert turn.message.text == PLAIN
     assert len([chunk for chunk in turn.chunks if isinstance(chunk, TextDelta)]) > 10
     assert turn.chunks[-1] == Finish(finish_reason="stop")
     assert turn.message.metadata["model"] == "gpt-4.1"
+    if protocol != "openai":
+        return  # the mock counts for nobody else
     usage = turn.message.metadata["usage"]
     assert 0 < usage["outputTokens"] < usage["totalTokens"]
 
 
-async def test_reasoning_comes_before_the_text(mock_url: str) -> None:
+@PROTOCOLS
+async def test_reasoning_comes_before_the_text(mock_url: str, protocol: str) -> None:
     """As a part of its own."""
-    turn = await run_turn(relay(mock_url, "o3-mini"), user_message("think"))
+    turn = await run_turn(relay(mock_url, "o3-mini", protocol=protocol), user_message("think"))
     parts = [(part["type"], part.get("text")) for part in turn.message.parts]
     assert parts == [
         ("step-start", None),
@@ -125,10 +111,12 @@ async def test_reasoning_comes_before_the_text(mock_url: str) -> None:
     ]
 
 
-async def test_tool_calls_and_their_outputs_make_the_round(mock_url: str) -> None:
+@PROTOCOLS
+async def test_tool_calls_and_their_outputs_make_the_round(mock_url: str, protocol: str) -> None:
     """The model asks for tools; with their outputs in the history it answers. The mock knows the call's id again."""
     question = user_message("tools")
-    turn = await run_turn(relay(mock_url, "gpt-4.1"), question)
+    producer = relay(mock_url, "gpt-4.1", protocol=protocol)
+    turn = await run_turn(producer, question)
     assert turn.chunks[-1] == Finish(finish_reason="tool-calls")
     message = turn.message
     calls = [part for part in message.parts if part["type"].startswith("tool-")]
@@ -141,15 +129,17 @@ async def test_tool_calls_and_their_outputs_make_the_round(mock_url: str) -> Non
 
     async def go_on(turn: Turn) -> None:
         turn.messages = [question, message]
-        await relay(mock_url, "gpt-4.1")(turn)
+        await producer(turn)
 
     again = await run_turn(go_on)
     assert again.message.text == "It rains, and it is noon."
 
 
-async def test_a_refusal_is_an_error_without_its_body(mock_url: str) -> None:
+@PROTOCOLS
+async def test_a_refusal_is_an_error_without_its_body(mock_url: str, protocol: str) -> None:
     """The user learns that the model is busy, and nothing else of what the upstream said."""
-    turn = await run_turn(relay(mock_url, "gpt-4.1"), user_message("busy"))
+    limits = Limits(relay=RelayLimits(retries=0))
+    turn = await run_turn(relay(mock_url, "gpt-4.1", protocol=protocol, limits=limits), user_message("busy"))
     assert turn.state is TurnState.failed
     assert turn.chunks[-1] == Error(error_text=BUSY)
     assert isinstance(turn.error, UpstreamStatusError)
@@ -157,9 +147,13 @@ async def test_a_refusal_is_an_error_without_its_body(mock_url: str) -> None:
     assert "a private detail" in str(turn.error)
 
 
-async def test_a_broken_stream_is_an_error(mock_url: str) -> None:
+@PROTOCOLS
+async def test_a_broken_stream_is_an_error(mock_url: str, protocol: str) -> None:
     """What came stays, and the turn fails."""
-    turn = await run_turn(relay(mock_url, "gpt-4.1"), user_message("broken off"))
+    limits = Limits(relay=RelayLimits(recover_s=0.1))
+    turn = await run_turn(
+        relay(mock_url, "gpt-4.1", protocol=protocol, limits=limits), user_message("broken off")
+    )
     assert turn.state is TurnState.failed
     assert isinstance(turn.error, UpstreamTruncatedError)
     assert turn.message.text.startswith("This answer")
@@ -167,98 +161,6 @@ async def test_a_broken_stream_is_an_error(mock_url: str) -> None:
 
 
 # --- scripts on a raw socket ---
-
-Script = Callable[[trio.SocketStream], Awaitable[None]]
-
-HEAD = (
-    b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n"
-)
-
-
-class Scripted(NamedTuple):
-    """A server that does as it is told."""
-
-    url: str
-    requests: list[bytes]
-
-
-async def read_request(stream: trio.SocketStream) -> bytes:
-    """Read one request, head and body."""
-    request = b""
-    while not (found := re.search(rb"content-length: (\d+)\r\n(?:.+\r\n)*\r\n", request, re.IGNORECASE)):
-        if not (data := await stream.receive_some()):
-            raise trio.BrokenResourceError
-        request += data
-    while len(request) < found.end() + int(found[1]):
-        if not (data := await stream.receive_some()):
-            raise trio.BrokenResourceError
-        request += data
-    return request
-
-
-@asynccontextmanager
-async def scripted(script: Script) -> AsyncIterator[Scripted]:
-    """Serve a script: it is run for each connection after the request was read, and the connection is closed."""
-    server = Scripted("", [])
-
-    async def handle(stream: trio.SocketStream) -> None:
-        async with stream:
-            try:
-                server.requests.append(await read_request(stream))
-                await script(stream)
-            except trio.BrokenResourceError:
-                pass  # the client left, as it should
-
-    async with trio.open_nursery() as nursery:
-        listeners = await nursery.start(partial(trio.serve_tcp, handle, 0, host="127.0.0.1"))
-        port = listeners[0].socket.getsockname()[1]
-        yield server._replace(url=f"http://127.0.0.1:{port}/v1")
-        nursery.cancel_scope.cancel()
-
-
-def chunked(data: bytes) -> bytes:
-    """Frame data as one HTTP chunk."""
-    return b"%x\r\n%b\r\n" % (len(data), data)
-
-
-def event(text: str, finish_reason: str | None = None) -> bytes:
-    """Make an event of the API as one HTTP chunk."""
-    choice = {"index": 0, "delta": {"content": text}, "finish_reason": finish_reason}
-    return chunked(b"data: %b\n\n" % json.dumps({"choices": [choice]}).encode())
-
-
-def sends(*pieces: bytes, then: Script | None = None) -> Script:
-    """Make a script that sends pieces, then does something or closes."""
-
-    async def script(stream: trio.SocketStream) -> None:
-        for piece in pieces:
-            await stream.send_all(piece)
-        if then is not None:
-            await then(stream)
-
-    return script
-
-
-async def hang(stream: trio.SocketStream) -> None:
-    """Say nothing more."""
-    await trio.sleep_forever()
-
-
-async def reset(stream: trio.SocketStream) -> None:
-    """Close with an RST."""
-    await trio.sleep(0.02)
-    stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-
-
-def impatient(**limits: Any) -> Limits:
-    """Make limits that a test can wait for."""
-    return Limits(relay=RelayLimits(**{"silence_s": 0.1, "trailer_s": 0.05, **limits}))
-
-
-async def relayed(script: Script, *, limits: Limits | None = None, **options: Any) -> Ended:
-    """Run one turn on a scripted upstream."""
-    async with scripted(script) as server:
-        return await run_turn(relay(server.url, "m", limits=limits or impatient(), **options))
 
 
 async def test_the_request_is_what_the_api_wants() -> None:
@@ -285,20 +187,26 @@ async def test_any_boundary_of_the_network_gives_the_same_message(name: str) -> 
     body = (TESTS / "data" / "openai" / f"{name}.sse").read_bytes()
     crumbs = sends(HEAD, *(chunked(body[i : i + 3]) for i in range(0, len(body), 3)), chunked(b""))
     at_once = sends(HEAD + chunked(body) + chunked(b""))
-    bit_by_bit, whole = await relayed(crumbs), await relayed(at_once)
+    bit_by_bit, whole = await relayed(crumbs, limits=Limits()), await relayed(at_once, limits=Limits())
     assert bit_by_bit.state is whole.state is TurnState.finished
     assert bit_by_bit.message.parts == whole.message.parts
     assert bit_by_bit.message.metadata == whole.message.metadata
 
 
 @pytest.mark.parametrize(
-    "pieces", [[], [HEAD], [HEAD, event("Half")], [HEAD, event("Half"), chunked(b": still here\n\n")]]
+    ("pieces", "error"),
+    [
+        ([], UpstreamUnansweredError),
+        ([HEAD], UpstreamSilentError),
+        ([HEAD, event("Half")], UpstreamSilentError),
+        ([HEAD, event("Half"), chunked(b": still here\n\n")], UpstreamSilentError),
+    ],
 )
-async def test_a_silent_upstream_is_given_up(pieces: Sequence[bytes]) -> None:
+async def test_a_silent_upstream_is_given_up(pieces: Sequence[bytes], error: type[UpstreamError]) -> None:
     """Before its head, after it, and in the middle of the answer."""
     turn = await relayed(sends(*pieces, then=hang))
-    assert isinstance(turn.error, UpstreamSilentError)
-    assert turn.chunks[-1] == Error(error_text=UpstreamSilentError.error_text)
+    assert type(turn.error) is error
+    assert turn.chunks[-1] == Error(error_text=error.error_text)
 
 
 async def test_bytes_of_any_kind_are_a_sign_of_life() -> None:
@@ -344,14 +252,6 @@ async def test_without_its_end_an_answer_is_cut(end: bytes, then: Script | None)
     assert turn.message.text == "Half of a"
 
 
-def answer_with(
-    body: bytes, content_type: str = "application/json", status: str = "200 OK", more: str = ""
-) -> Script:
-    """Make a script that sends one plain response."""
-    head = f"HTTP/1.1 {status}\r\ncontent-type: {content_type}\r\ncontent-length: {len(body)}\r\n{more}\r\n"
-    return sends(head.encode() + body)
-
-
 async def test_an_answer_that_is_not_streamed_is_taken_whole() -> None:
     """From a server that knows no streaming."""
     body = {"choices": [{"message": {"role": "assistant", "content": PLAIN}, "finish_reason": "stop"}]}
@@ -369,7 +269,13 @@ async def test_an_answer_that_is_not_streamed_is_taken_whole() -> None:
         (answer_with(b"{" + b" " * (5 << 20)), ANSWER_TOO_LONG),
         (answer_with(b"secret", "text/event-stream", more="content-encoding: gzip\r\n"), NOT_UNDERSTOOD),
         (answer_with(b"data: secret\n\n", "text/event-stream"), NOT_UNDERSTOOD),
-        (answer_with(b"data: " + b"x" * (2 << 20), "text/event-stream"), NOT_UNDERSTOOD),
+        (answer_with(b"data: " + b"x" * (2 << 20), "text/event-stream"), ANSWER_TOO_LONG),
+        (answer_with(gzip.compress(b"data: secret\n\n"), "text/event-stream"), NOT_UNDERSTOOD),
+        (answer_with(b'{"\xff": "secret"}'), NOT_UNDERSTOOD),
+        (
+            answer_with(b'data: {"choices": [{"delta": {"content": "\xff"}}]}\n\n', "text/event-stream"),
+            NOT_UNDERSTOOD,
+        ),
         (sends(b"HTTP/1.1 secret\r\n\r\n"), UpstreamError.error_text),
         (sends(), UpstreamError.error_text),
         (sends(HEAD, b"secret\r\n"), UpstreamTruncatedError.error_text),
@@ -413,7 +319,7 @@ async def test_an_endless_answer_is_given_up() -> None:
 async def test_an_error_status_is_an_error(status: str, body: bytes, sentence: str) -> None:
     """The status and a little of the body are for the log; the key is not. A redirect is not followed."""
     async with scripted(answer_with(body, status=status, more="location: /v2\r\n")) as server:
-        turn = await run_turn(relay(server.url, "m", api_key="sk-1"))
+        turn = await run_turn(relay(server.url, "m", api_key="sk-1", limits=impatient()))
     assert isinstance(turn.error, UpstreamStatusError)
     assert turn.error.status == int(status[:3])
     assert turn.chunks[-1] == Error(error_text=sentence)
@@ -426,7 +332,7 @@ async def test_nobody_there_is_an_error() -> None:
     """Connection refused."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        turn = await run_turn(relay(f"http://127.0.0.1:{free.getsockname()[1]}", "m"))
+        turn = await run_turn(relay(f"http://127.0.0.1:{free.getsockname()[1]}", "m", limits=impatient()))
     assert turn.chunks[-1] == Error(error_text=UpstreamError.error_text)
 
 
@@ -491,6 +397,46 @@ async def test_an_open_upstream_uses_its_connection_again() -> None:
     assert connections == 1
 
 
+async def test_the_command_line_serves_an_upstream() -> None:
+    """At once, with signs of life, and two turns over one connection; the key is the environment's."""
+    connections = 0
+
+    async def keep_alive(stream: trio.SocketStream) -> None:
+        nonlocal connections
+        connections += 1
+        while True:
+            await trio.sleep(0.25)
+            await stream.send_all(HEAD + event("ok", "stop") + chunked(b"data: [DONE]\n\n") + chunked(b""))
+            server.requests.append(await read_request(stream))
+
+    async with scripted(keep_alive) as server:
+        command = [sys.executable, "-m", "penstock", "serve", "--port", "0", "--journal", "memory:"]
+        command += ["--upstream", server.url, "--model", "m", "--thinking-s", "0.1"]
+        process = await trio.lowlevel.open_process(
+            command, stderr=subprocess.PIPE, env=os.environ | {"PENSTOCK_UPSTREAM_API_KEY": "sk-1"}
+        )
+        try:
+            assert process.stderr is not None
+            said = b""
+            while not (found := re.search(rb"listening on (\S+)", said)):
+                data = await process.stderr.receive_some()
+                assert data, said
+                said += data
+            for _ in range(2):
+                recording = await record(f"{found[1].decode()}/api/chat", "Hello")
+                assert [chunk.kind for chunk in recording.chunks][1:3] == ["data-thinking"] * 2
+                assert [part["text"] for part in recording.message["parts"] if part["type"] == "text"] == [
+                    "ok"
+                ]
+        finally:
+            process.terminate()
+            with trio.move_on_after(5, shield=True):
+                await process.wait()
+    assert connections == 1
+    assert len(server.requests) == 2
+    assert all(b"authorization: bearer sk-1" in request.lower() for request in server.requests)
+
+
 @pytest.mark.parametrize(
     ("base", "url"),
     [
@@ -506,7 +452,7 @@ async def test_an_open_upstream_uses_its_connection_again() -> None:
 )
 def test_the_url_may_be_the_base_or_the_whole(base: str, url: str) -> None:
     """As people find it in their server's documentation."""
-    assert str(completions_url(base)) == url
+    assert str(OpenAIProtocol("m").url(httpx2.URL(base))) == url
 
 
 @pytest.mark.parametrize("url", ["", "h:80/v1", "ftp://h/v1", "file:///v1", "http://", "http://h:port"])

@@ -11,19 +11,13 @@ from typing import Any
 import pytest
 
 from penstock.errors import UpstreamError, UpstreamTruncatedError
-from penstock.relay.openai import (
-    ANSWER_TOO_LONG,
-    BAD_INPUT,
-    BUSY,
-    FAILED,
-    NOT_UNDERSTOOD,
-    TOO_LONG,
-    CompletionTranslator,
-)
+from penstock.relay.openai import CompletionTranslator
+from penstock.relay.openai_messages import PASSED_BACK
+from penstock.relay.sentences import ANSWER_TOO_LONG, BAD_INPUT, BUSY, FAILED, NOT_UNDERSTOOD, TOO_LONG
 from penstock.wire.chunks import AnyChunk, Start
 from penstock.wire.codec import encode
 from penstock.wire.grammar import Grammar
-from penstock.wire.sse_parser import SseParser
+from penstock.wire.sse_parser import ServerSentEvent, SseParser
 
 TRANSCRIPTS = Path(__file__).parent.parent / "data" / "openai"
 
@@ -36,7 +30,7 @@ def translate(pieces: Iterable[bytes]) -> list[AnyChunk]:
     chunks: list[AnyChunk] = []
     for piece in pieces:
         for event in parser.feed(piece):
-            chunks.extend(translator.feed(event.data))
+            chunks.extend(translator.feed(event))
     chunks.extend(translator.finish())
     return chunks
 
@@ -131,7 +125,7 @@ WHOLE: dict[str, list[list[Any]]] = {
     "deepseek": [
         ["start-step"],
         metadata("deepseek-reasoner"),
-        ["reasoning-start", "part-1"],
+        ["reasoning-start", "part-1", PASSED_BACK],
         ["reasoning-delta", "part-1", "Two and"],
         ["reasoning-delta", "part-1", " two."],
         ["reasoning-end", "part-1"],
@@ -171,7 +165,7 @@ WHOLE: dict[str, list[list[Any]]] = {
     "vllm": [
         ["start-step"],
         metadata("Qwen/Qwen3-8B"),
-        ["reasoning-start", "part-1"],
+        ["reasoning-start", "part-1", PASSED_BACK],
         ["reasoning-delta", "part-1", "Hm."],
         ["reasoning-end", "part-1"],
         ["text-start", "part-2"],
@@ -273,7 +267,7 @@ def test_a_cut_stream_is_never_taken_for_a_whole_one(cut: int) -> None:
     body = transcript("openai-text")
     parser, translator = SseParser(), CompletionTranslator()
     for event in parser.feed(body[:cut]):
-        translator.feed(event.data)
+        translator.feed(event)
     if b'"finish_reason":"stop"' in body[:cut].rpartition(b"\n\n")[0]:
         assert brief(translator.finish())[-1][:2] == ["finish", "stop"]
     else:
@@ -281,9 +275,17 @@ def test_a_cut_stream_is_never_taken_for_a_whole_one(cut: int) -> None:
             translator.finish()
 
 
-def event(delta: dict[str, Any], finish_reason: str | None = None) -> str:
-    """Make one event's data."""
-    return json.dumps({"choices": [{"index": 0, "delta": delta, "finish_reason": finish_reason}]})
+def said(data: str) -> ServerSentEvent:
+    """Make an event of its data."""
+    return ServerSentEvent("message", data, "")
+
+
+DONE = said("[DONE]")
+
+
+def event(delta: dict[str, Any], finish_reason: str | None = None) -> ServerSentEvent:
+    """Make one event."""
+    return said(json.dumps({"choices": [{"index": 0, "delta": delta, "finish_reason": finish_reason}]}))
 
 
 def call(**fields: Any) -> dict[str, Any]:
@@ -297,7 +299,7 @@ def run(*deltas: dict[str, Any]) -> list[list[Any]]:
     translator = CompletionTranslator(make_id=lambda: f"made-{next(ids)}")
     chunks = [chunk for delta in deltas for chunk in translator.feed(event(delta))]
     chunks += translator.feed(event({}, "stop"))
-    chunks += translator.feed("[DONE]")
+    chunks += translator.feed(DONE)
     shown = brief(chunks)
     assert shown[0] == ["start-step"]
     assert shown[-2:] == [["finish-step"], ["finish", "stop"]]
@@ -308,15 +310,15 @@ def test_the_end_comes_once() -> None:
     """After the end marker nothing is said, whatever is fed."""
     translator = CompletionTranslator()
     translator.feed(event({"content": "a"}, "stop"))
-    assert brief(translator.feed("[DONE]"))[-1] == ["finish", "stop"]
-    assert translator.feed("[DONE]") == translator.finish() == translator.feed(event({"content": "b"})) == []
+    assert brief(translator.feed(DONE))[-1] == ["finish", "stop"]
+    assert translator.feed(DONE) == translator.finish() == translator.feed(event({"content": "b"})) == []
 
 
 def test_an_end_marker_alone_is_an_end() -> None:
     """Some servers give no reason."""
     translator = CompletionTranslator()
     translator.feed(event({"content": "a"}))
-    assert brief(translator.feed("[DONE]")) == [["text-end", "part-1"], ["finish-step"], ["finish", "other"]]
+    assert brief(translator.feed(DONE)) == [["text-end", "part-1"], ["finish-step"], ["finish", "other"]]
 
 
 def test_usage_is_the_last_that_came() -> None:
@@ -327,8 +329,8 @@ def test_usage_is_the_last_that_came() -> None:
         {"prompt_tokens": 1, "completion_tokens": 2},
         None,
     ):
-        translator.feed(json.dumps({"usage": usage_now}))
-    assert brief(translator.feed("[DONE]"))[-1] == ["finish", "other", usage(1, 2)]
+        translator.feed(said(json.dumps({"usage": usage_now})))
+    assert brief(translator.feed(DONE))[-1] == ["finish", "other", usage(1, 2)]
 
 
 def test_text_between_tool_calls_is_a_part_of_its_own() -> None:
@@ -436,7 +438,7 @@ def test_tool_calls_have_a_bound() -> None:
 def test_an_answer_that_comes_whole_is_an_answer() -> None:
     """A server without streaming sends `message` instead of deltas."""
     translator = CompletionTranslator()
-    chunks = translator.feed(
+    chunks = translator.feed_answer(
         json.dumps(
             {
                 "object": "chat.completion",
@@ -499,7 +501,7 @@ def test_a_long_text_is_cut_into_chunks_that_may_be_sent() -> None:
 def test_an_error_event_has_a_sentence_for_the_user(error: object, sentence: str) -> None:
     """Well-known errors have their own sentence, all others one."""
     with pytest.raises(UpstreamError) as caught:
-        CompletionTranslator().feed(json.dumps({"error": error}))
+        CompletionTranslator().feed(said(json.dumps({"error": error})))
     assert caught.value.error_text == sentence
 
 
@@ -521,7 +523,7 @@ def test_an_error_event_has_a_sentence_for_the_user(error: object, sentence: str
 def test_an_event_of_another_shape_is_an_upstream_error(data: str) -> None:
     """Never an exception of a library, whatever comes."""
     with pytest.raises(UpstreamError) as caught:
-        CompletionTranslator().feed(data)
+        CompletionTranslator().feed(said(data))
     assert caught.value.error_text == NOT_UNDERSTOOD
 
 
@@ -542,5 +544,5 @@ def test_an_event_of_another_shape_is_an_upstream_error(data: str) -> None:
 def test_what_is_not_understood_is_ignored(data: str) -> None:
     """A field more, or of another kind than ours, is no reason to fail an answer."""
     translator = CompletionTranslator()
-    assert brief(translator.feed(data)) == [["start-step"]]
-    assert brief(translator.feed("[DONE]")) == [["finish-step"], ["finish", "other"]]
+    assert brief(translator.feed(said(data))) == [["start-step"]]
+    assert brief(translator.feed(DONE)) == [["finish-step"], ["finish", "other"]]

@@ -19,13 +19,27 @@ Source: the API reference of OpenAI, "Chat Completions: streaming", and those of
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
+import httpx2
 import msgspec
+from msgspec import UNSET
 
-from penstock.errors import LocalProtocolError, RemoteProtocolError, UpstreamError, UpstreamTruncatedError
+from penstock.errors import (
+    LocalProtocolError,
+    RemoteProtocolError,
+    UpstreamError,
+    UpstreamTooLongError,
+    UpstreamTruncatedError,
+    UpstreamUnreadableError,
+)
 from penstock.limits import WIRE, WireLimits
+from penstock.relay.openai_messages import PASSED_BACK, openai_messages, openai_tools
+from penstock.relay.part_writer import CALLS, DELTA_CHARACTERS, PartKind, usage_metadata
+from penstock.relay.sentences import BAD_INPUT, FAILED, reported_failure
+from penstock.relay.tool_schema import ToolSchema, add_tools
+from penstock.turns.turn import Turn
 from penstock.wire.chunks import (
     AnyChunk,
     Finish,
@@ -45,22 +59,14 @@ from penstock.wire.chunks import (
     ToolInputStart,
 )
 from penstock.wire.codec import convert, decode_json, encode, encode_json
+from penstock.wire.messages import UIMessage
+from penstock.wire.sse_parser import ServerSentEvent
 
 DONE = "[DONE]"
 """The data of the event that ends a stream."""
 
-BUSY = "The model is busy. Please try again in a moment."
-TOO_LONG = "The conversation is too long for the model."
-ANSWER_TOO_LONG = "The model's answer is too long."
-BAD_INPUT = "The model's input for this tool can't be used."
-FAILED = "The model failed while it was answering."
-NOT_UNDERSTOOD = "The model's answer could not be understood."
-
-_DELTA_CHARACTERS = 16 << 10
-"""The longest delta that is written. At six bytes a character it stays within a chunk's limit."""
-
-_CALLS = 256
-"""Tool calls of one answer. Models are offered at most 128 tools."""
+_HEARTBEATS = frozenset(("heartbeat", "keepalive", "ping"))
+"""Names that gateways give to events of their own. Those of the API have none."""
 
 _FINISH_REASONS: dict[str, FinishReason] = {
     "stop": "stop",
@@ -69,17 +75,6 @@ _FINISH_REASONS: dict[str, FinishReason] = {
     "tool_calls": "tool-calls",
     "function_call": "tool-calls",
 }
-
-_SENTENCES = {
-    "rate_limit_exceeded": BUSY,
-    "rate_limit_error": BUSY,
-    "overloaded_error": BUSY,
-    "insufficient_quota": BUSY,
-    "429": BUSY,
-    "503": BUSY,
-    "context_length_exceeded": TOO_LONG,
-}
-"""What the user reads of an error, by the `code` or `type` the upstream gave it."""
 
 
 class _Function(msgspec.Struct):
@@ -129,11 +124,62 @@ class _Call:
         self.input: list[str] = []
 
 
+class OpenAIProtocol:
+    """Chat completions. See `Protocol`.
+
+    Args:
+        model: the model's name at the upstream.
+        extra_body: more of the request: `temperature`, `max_tokens`, `tools`, …
+        limits: how large and deep the JSON of an event may be.
+    """
+
+    name = "openai"
+
+    def __init__(
+        self, model: str, extra_body: Mapping[str, Any] | None = None, *, limits: WireLimits = WIRE
+    ) -> None:
+        self._model = model
+        self._extra_body = extra_body or {}
+        self._limits = limits
+
+    def url(self, base_url: httpx2.URL) -> httpx2.URL:
+        """Return the URL of `/chat/completions`; of a host alone, that of `/v1/chat/completions`."""
+        path = base_url.path.rstrip("/")
+        if not path.endswith("/chat/completions"):
+            path = (path or "/v1") + "/chat/completions"
+        return base_url.copy_with(path=path)
+
+    def headers(self, turn: Turn, api_key: str) -> dict[str, str]:
+        """Return the key as a bearer token."""
+        return {"authorization": f"Bearer {api_key}"} if api_key else {}
+
+    def body(self, turn: Turn) -> bytes:
+        """Return the request about the turn's conversation."""
+        return self.model_body(turn.messages)
+
+    def model_body(self, messages: Sequence[UIMessage], tools: Sequence[ToolSchema] = ()) -> bytes:
+        """Return the request's JSON, which asks for a stream, and for usage unless the caller's own fields don't."""
+        body = {
+            "stream_options": {"include_usage": True},
+            **self._extra_body,
+            "model": self._model,
+            "messages": openai_messages(messages),
+            "stream": True,
+        }
+        return encode_json(add_tools(body, openai_tools(tools)))
+
+    def translator(self, turn: Turn) -> CompletionTranslator:
+        """Return a translator whose tool calls have other ids than those that the turn has already."""
+        taken = {part["toolCallId"] for part in turn.message.parts if "toolCallId" in part}
+        return CompletionTranslator(limits=self._limits, taken=taken)
+
+
 class CompletionTranslator:
-    """One answer: feed it the data of each event, then say that the stream ended.
+    """One answer. It is whole when the model has said why it stopped; usage may still follow, and the end marker.
 
     Args:
         limits: how large and deep the JSON of an event may be.
+        taken: ids of tool calls that the turn has already.
         make_id: makes the ids of tool calls that came without one.
     """
 
@@ -141,32 +187,43 @@ class CompletionTranslator:
         self,
         *,
         limits: WireLimits = WIRE,
+        taken: Collection[str] = (),
         make_id: Callable[[], str] = lambda: f"call_{secrets.token_hex(12)}",
     ) -> None:
         self._limits = limits
         self._make_id = make_id
+        self._taken = taken
         self._begun = False
         self._model = ""
         self.ended = False
         """Whether `finish` was called, by the end marker or by the caller. What is fed then is ignored."""
         self.finish_reason: FinishReason | None = None
-        """Why the model stopped, once it said so. Usage may still follow."""
-        self._open: type[TextStart | ReasoningStart] | None = None
+        """Why the model stopped, once it said so."""
+        self._open: PartKind | None = None
         self._parts = 0
         self._calls: list[_Call] = []
         self._usage: dict[str, int] = {}
 
-    def feed(self, data: str) -> list[AnyChunk]:
-        """Translate one event's data.
+    @property
+    def whole(self) -> bool:
+        """See `Translator.whole`."""
+        return self.ended or self.finish_reason is not None
+
+    def feed(self, event: ServerSentEvent) -> list[AnyChunk]:
+        """Translate one event.
 
         Raises:
             UpstreamError: if the event reports a failure, or is not what the API says it is.
         """
-        if self.ended:
+        if self.ended or event.event in _HEARTBEATS:
             return []
-        if data.strip() == DONE:
+        if event.data.strip() == DONE:
             return self._end()
-        completion = self._read(data)
+        return self.feed_answer(event.data)
+
+    def feed_answer(self, body: str) -> list[AnyChunk]:
+        """Translate a whole answer, which is made like an event with `message` in place of `delta`. Raises the same."""
+        completion = self._read(body)
         chunks: list[AnyChunk] = []
         if not self._begun:
             self._begun = True
@@ -198,12 +255,12 @@ class CompletionTranslator:
         try:
             value = decode_json(data.encode(), limits=self._limits, max_bytes=self._limits.sse_event_bytes)
             if not isinstance(value, dict):
-                raise UpstreamError("an event is not an object", error_text=NOT_UNDERSTOOD)
+                raise UpstreamUnreadableError("an event is not an object")
             if value.get("error") or value.get("object") == "error":
-                raise _failure(value.get("error") or value)
+                raise reported_failure(value.get("error") or value)
             return convert(value, _Completion, "the upstream's event")
         except (RemoteProtocolError, UnicodeEncodeError) as exc:
-            raise UpstreamError(f"an event can't be read: {exc}", error_text=NOT_UNDERSTOOD) from exc
+            raise UpstreamUnreadableError(f"an event can't be read: {exc}") from exc
 
     def _note_finish(self, reason: str) -> None:
         if reason == "error":
@@ -213,7 +270,8 @@ class CompletionTranslator:
     def _translate(self, delta: _Delta) -> Iterator[AnyChunk]:
         # Gateways that know both names send the same words under both.
         if reasoning := delta.reasoning_content or delta.reasoning:
-            yield from self._write(ReasoningStart, reasoning)
+            passed_back = PASSED_BACK if delta.reasoning_content else UNSET
+            yield from self._write(ReasoningStart, reasoning, passed_back)
         yield from self._write_content(delta.content)
         if delta.refusal:
             yield from self._write(TextStart, delta.refusal)
@@ -235,14 +293,14 @@ class CompletionTranslator:
                         if isinstance(thought, dict):
                             yield from self._write(ReasoningStart, thought.get("text"))
 
-    def _write(self, kind: type[TextStart | ReasoningStart], text: Any) -> Iterator[AnyChunk]:
+    def _write(self, kind: PartKind, text: Any, metadata: Any = UNSET) -> Iterator[AnyChunk]:
         if not isinstance(text, str) or not text:
             return
         if self._open is not kind:
             yield from self._close()
             self._open = kind
             self._parts += 1
-            yield kind(id=self._part_id)
+            yield kind(id=self._part_id, provider_metadata=metadata)
         delta = TextDelta if kind is TextStart else ReasoningDelta
         for piece in _cut(text):
             yield delta(id=self._part_id, delta=piece)
@@ -289,15 +347,15 @@ class CompletionTranslator:
                 return call
             if fragment.index is not None:
                 break
-        if len(self._calls) == _CALLS:
-            raise UpstreamError(f"the answer has more than {_CALLS} tool calls", error_text=ANSWER_TOO_LONG)
+        if len(self._calls) == CALLS:
+            raise UpstreamTooLongError(f"the answer has more than {CALLS} tool calls")
         call = _Call(fragment.index, key)
         self._calls.append(call)
         return call
 
     def _call_id(self, key: str) -> str:
         """Return the upstream's own id, so that it knows its call again, unless it is missing or taken."""
-        if key and all(call.id != key for call in self._calls):
+        if key and key not in self._taken and all(call.id != key for call in self._calls):
             return key
         return self._make_id()
 
@@ -325,37 +383,18 @@ class CompletionTranslator:
             return ToolInputError(
                 tool_call_id=call.id,
                 tool_name=call.name,
-                input=text[:_DELTA_CHARACTERS],
+                input=text[:DELTA_CHARACTERS],
                 error_text=BAD_INPUT,
             )
         return chunk
 
 
 def _cut(text: str) -> Iterator[str]:
-    for first in range(0, len(text), _DELTA_CHARACTERS):
-        yield text[first : first + _DELTA_CHARACTERS]
+    for first in range(0, len(text), DELTA_CHARACTERS):
+        yield text[first : first + DELTA_CHARACTERS]
 
 
 def _usage(usage: Any) -> dict[str, int]:
     if not isinstance(usage, dict):
         return {}
-    read, written = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
-    total = _count(usage.get("total_tokens")) or read + written
-    return {"inputTokens": read, "outputTokens": written, "totalTokens": total} if total else {}
-
-
-def _count(value: Any) -> int:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
-
-
-def error_sentence(error: Any) -> str | None:
-    """Return what the user may read of an upstream's error object, if it is one of the well-known ones."""
-    names = (str(error.get(key)) for key in ("code", "type")) if isinstance(error, dict) else ()
-    return next((_SENTENCES[name] for name in names if name in _SENTENCES), None)
-
-
-def _failure(error: Any) -> UpstreamError:
-    """Word an upstream's own error: what it says is for the log, quoted and cut, and never for the user."""
-    return UpstreamError(
-        f"the upstream reported {str(error)[:400]!r}", error_text=error_sentence(error) or FAILED
-    )
+    return usage_metadata(*map(usage.get, ("prompt_tokens", "completion_tokens", "total_tokens")))

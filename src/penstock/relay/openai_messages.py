@@ -1,8 +1,8 @@
 """Translates a conversation of `UIMessage`s into the `messages` of an OpenAI-compatible request. Sans-I/O.
 
-What a model could not use is left out: reasoning (DeepSeek refuses its own), sources, data, tool calls without an
-outcome (every call must be answered by a message of the role `tool`, or the request is refused). A user's file that is not an
-image becomes a line of text, so that the model can say that it does not see it.
+What a model could not use is left out: reasoning (but for DeepSeek's way, see `PASSED_BACK`), sources, data, tool calls
+without an outcome (every call must be answered by a message of the role `tool`, or the request is refused). A user's
+file that is not an image becomes a line of text, so that the model can say that it does not see it.
 
 Source: the API reference of OpenAI, "Create chat completion"; parts as in `UIMessage` of the npm package `ai`.
 """
@@ -12,10 +12,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from penstock.relay.model_calls import ModelCall, ToolOutcome, model_calls
+from penstock.relay.tool_schema import ToolSchema
 from penstock.wire.codec import encode_json
 from penstock.wire.messages import UIMessage
 
-DENIED = "The user did not allow this tool call."
+PASSED_BACK = {"openai": {"reasoningField": "reasoning_content"}}
+"""Provider metadata of reasoning that came as `reasoning_content`. DeepSeek refuses a request without it in the
+messages whose tool calls it led to, and ignores it in others. Servers that name it otherwise refuse the field."""
 
 
 def openai_messages(messages: Sequence[UIMessage]) -> list[dict[str, Any]]:
@@ -26,12 +30,24 @@ def openai_messages(messages: Sequence[UIMessage]) -> list[dict[str, Any]]:
     translated: list[dict[str, Any]] = []
     for message in messages:
         if message.role == "assistant":
-            translated.extend(_assistant(message.parts))
+            for call in model_calls(message.parts):
+                translated.extend(_assistant(call))
         elif message.role == "user":
             translated.append({"role": "user", "content": _user_content(message.parts)})
         else:
             translated.append({"role": "system", "content": message.text})
     return translated
+
+
+def openai_tools(tools: Sequence[ToolSchema]) -> list[dict[str, Any]]:
+    """Return tools as the API wants them."""
+    return [
+        {
+            "type": "function",
+            "function": {"name": tool.name, "description": tool.description, "parameters": tool.input_schema},
+        }
+        for tool in tools
+    ]
 
 
 def _user_content(parts: Sequence[dict[str, Any]]) -> str | list[dict[str, Any]]:
@@ -56,51 +72,27 @@ def _user_piece(part: dict[str, Any]) -> dict[str, Any] | None:
     return None
 
 
-def _assistant(parts: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Cut one assistant message into model calls: text, then tool calls, then what the tools said."""
-    texts: list[str] = []
-    calls: list[dict[str, Any]] = []
-    outcomes: list[dict[str, Any]] = []
-
-    def model_call() -> Iterator[dict[str, Any]]:
-        if calls:
-            yield {"role": "assistant", "content": "".join(texts) or None, "tool_calls": calls.copy()}
-            yield from outcomes
-        elif texts:
-            yield {"role": "assistant", "content": "".join(texts)}
-        texts.clear()
-        calls.clear()
-        outcomes.clear()
-
-    for part in parts:
-        kind = str(part.get("type"))
-        if kind == "step-start":
-            yield from model_call()
-        elif kind == "text" and isinstance(text := part.get("text"), str):
-            if calls:
-                yield from model_call()
-            texts.append(text)
-        elif (outcome := _outcome(part)) is not None:
-            name = str(part.get("toolName")) if kind == "dynamic-tool" else kind.removeprefix("tool-")
-            call_id = str(part.get("toolCallId"))
-            arguments = encode_json(part.get("input") or {}).decode()
-            calls.append(
-                {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
-            )
-            outcomes.append({"role": "tool", "tool_call_id": call_id, "content": outcome})
-    yield from model_call()
+def _assistant(call: ModelCall) -> Iterator[dict[str, Any]]:
+    """Return one model call: text and tool calls, then what the tools said."""
+    content = "".join(part["text"] for part in call.parts if part["type"] == "text")
+    if not call.outcomes:
+        if content:
+            yield {"role": "assistant", "content": content}
+        return
+    message: dict[str, Any] = {"role": "assistant", "content": content or None}
+    if reasoning := "".join(
+        part["text"] for part in call.parts if part.get("providerMetadata") == PASSED_BACK
+    ):
+        message["reasoning_content"] = reasoning
+    yield {**message, "tool_calls": [_tool_call(outcome) for outcome in call.outcomes]}
+    for outcome in call.outcomes:
+        yield {"role": "tool", "tool_call_id": outcome.call_id, "content": outcome.text}
 
 
-def _outcome(part: dict[str, Any]) -> str | None:
-    """Return what a tool part's call came to, as text; None if it is no tool part, or came to nothing yet."""
-    if not str(part.get("type")).startswith(("tool-", "dynamic-tool")):
-        return None
-    match part.get("state"):
-        case "output-available":
-            output = part.get("output")
-            return output if isinstance(output, str) else encode_json(output).decode()
-        case "output-error":
-            return str(part.get("errorText") or "The tool failed.")
-        case "output-denied":
-            return DENIED
-    return None
+def _tool_call(outcome: ToolOutcome) -> dict[str, Any]:
+    arguments = encode_json(outcome.input or {}).decode()
+    return {
+        "id": outcome.call_id,
+        "type": "function",
+        "function": {"name": outcome.name, "arguments": arguments},
+    }

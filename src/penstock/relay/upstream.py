@@ -1,203 +1,136 @@
-"""A model upstream over HTTP: asks an OpenAI-compatible server, and writes its answer into a turn as it comes.
+"""A model upstream over HTTP: asks it for each turn's answer, and writes that into the turn as it comes.
 
     async with open_upstream("http://localhost:11434/v1", "llama3.2") as upstream:
         ...  # upstream.answer is a producer
 
-Knows HTTP and its failures; what the events mean is `openai.py`'s. Every failure becomes an `UpstreamError`, whose
-sentence is for the user and whose own text is for the log; neither holds the key, and no body reaches the user.
+One answer may take several requests (`retries.py`), of which each is an `Exchange`; meanwhile `proof_of_life.py` tells
+the user that something is done. What to ask, and what the answer means, is the `Protocol`'s.
 """
 
 from __future__ import annotations
 
-import math
-import os
-import re
+import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from http.cookiejar import DefaultCookiePolicy
+from typing import Any, NamedTuple
 
 import httpx2
 import trio
 
-from penstock.errors import (
-    LimitExceededError,
-    RemoteProtocolError,
-    UpstreamError,
-    UpstreamSilentError,
-    UpstreamStatusError,
-    UpstreamTruncatedError,
-)
-from penstock.http import http_client, open_body, tls_context
+from penstock.errors import UpstreamError, UpstreamSilentError, UpstreamTruncatedError
+from penstock.http import http_client, tls_context
 from penstock.limits import Limits
-from penstock.relay.openai import (
-    ANSWER_TOO_LONG,
-    BUSY,
-    NOT_UNDERSTOOD,
-    TOO_LONG,
-    CompletionTranslator,
-    error_sentence,
-)
-from penstock.relay.openai_messages import openai_messages
+from penstock.relay.api_key import checked_api_key
+from penstock.relay.exchange import Exchange
+from penstock.relay.proof_of_life import ProofOfLife, open_proof_of_life
+from penstock.relay.protocol import AppProtocol, ModelProtocol, Protocol, Recoverable
+from penstock.relay.protocols import make_protocol
+from penstock.relay.recovery import Recoverer, recover_rest
+from penstock.relay.retries import Retries
+from penstock.relay.tool_schema import ToolSchema
 from penstock.turns.turn import Producer, Turn
-from penstock.wire.chunks import AnyChunk
-from penstock.wire.codec import decode_json, encode_json
-from penstock.wire.sse_parser import SseParser
+from penstock.wire.chunks import MessageMetadata
+from penstock.wire.messages import UIMessage
 
-_SENTENCES = {413: TOO_LONG, 429: BUSY, 503: BUSY, 529: BUSY}
-"""What the user reads of a status; of any other, that the model refused."""
+logger = logging.getLogger("penstock.relay")
+
+INCOMPLETE = {"incomplete": True}
+"""Metadata of a message whose answer broke off. Its text is kept, and must not pass for the whole in a later turn."""
+
+
+class Target(NamedTuple):
+    """Whom to ask, and how."""
+
+    protocol: Protocol
+    url: httpx2.URL
+    api_key: str
+    recoverer: Recoverer | None
 
 
 class Upstream:
     """One model on one server. Its `answer` is a producer. Made by `open_upstream`."""
 
-    def __init__(
-        self,
-        client: httpx2.AsyncClient,
-        url: httpx2.URL,
-        model: str,
-        *,
-        api_key: str,
-        extra_body: Mapping[str, Any],
-        limits: Limits,
-    ) -> None:
+    def __init__(self, client: httpx2.AsyncClient, target: Target, limits: Limits) -> None:
         self._client = client
-        self._url = url
-        self._model = model
-        self._api_key = api_key
-        self._extra_body = extra_body
+        self._target = target
         self._limits = limits
 
     def __repr__(self) -> str:
-        return f"<Upstream {self._model} at {self._url.host}>"
+        return f"<Upstream {self._target.protocol.name} at {self._target.url.host}>"
 
     async def answer(self, turn: Turn) -> None:
-        """Answer the turn: one request, written on as it comes.
+        """Answer the turn, written on as it comes.
 
         Raises UpstreamError, or a child of it. Cancelled, it closes the request's connection at once, and with it the
         model's work.
         """
-        request = self._client.build_request(
-            "POST", self._url, content=self._body(turn), headers=self._headers()
-        )
+        await self._run(turn, self._target.protocol.body(turn))
+
+    async def ask(self, turn: Turn, messages: Sequence[UIMessage], tools: Sequence[ToolSchema] = ()) -> None:
+        """Like `answer`, about a conversation that is not the turn's own, with tools to call. See `run_tools`.
+
+        Raises ValueError besides, if the upstream is no model.
+        """
+        protocol = self._target.protocol
+        if not isinstance(protocol, ModelProtocol):
+            raise ValueError(f"an upstream of the protocol {protocol.name} is offered no tools")
+        await self._run(turn, protocol.model_body(messages, tools))
+
+    async def _run(self, turn: Turn, body: bytes) -> None:
+        failure: Exception | None = None
+        async with open_proof_of_life(turn, self._limits.relay) as life:
+            # Noted rather than raised: the block's nursery would make it a group.
+            try:
+                await self._answer(turn, body, life)
+            except Exception as exc:
+                failure = exc
+        if failure is not None:
+            if life.spoken:
+                await turn.write(MessageMetadata(message_metadata=INCOMPLETE))
+            try:
+                raise failure
+            finally:
+                del failure  # or it would hold this frame, and this frame it
+
+    async def recover(self, turn: Turn) -> bool:
+        """Write the rest of an answer that broke off, if the upstream has it; a hub's `recover`. See `recover_rest`."""
+        recoverer = self._target.recoverer
+        if recoverer is None:
+            await trio.lowlevel.checkpoint()
+            return False
+        return await recover_rest(self._client, recoverer, turn, self._limits)
+
+    async def _answer(self, turn: Turn, body: bytes, life: ProofOfLife) -> None:
+        effects = isinstance(self._target.protocol, AppProtocol)
+        retries = Retries(self._limits.relay, effects=effects)
+        while (failure := await self._ask(turn, body, life)) is not None:
+            if life.spoken:
+                broken = isinstance(failure, UpstreamTruncatedError | UpstreamSilentError)
+                if broken and await self.recover(turn):
+                    return
+                raise failure
+            wait_s = retries.next_wait_s(failure)
+            if wait_s is None:
+                raise failure
+            logger.info("asking again in %.1f s: %s", wait_s, failure)
+            await trio.sleep(wait_s)
+
+    async def _ask(self, turn: Turn, body: bytes, life: ProofOfLife) -> UpstreamError | None:
+        protocol, url, api_key, _ = self._target
         try:
-            response = await self._client.send(request, stream=True)
-            async with open_body(response) as pieces:
-                await self._read(response, pieces, turn)
-        except httpx2.ConnectTimeout as exc:
-            raise UpstreamError(f"{self!r} took no connection in {self._limits.relay.connect_s:g} s") from exc
-        except httpx2.TimeoutException as exc:
-            raise UpstreamSilentError(f"{self!r} was silent for {self._limits.relay.silence_s:g} s") from exc
-        except httpx2.HTTPError as exc:
-            raise UpstreamError(f"{self!r} could not be asked: {type(exc).__name__}: {exc}") from exc
-
-    def _body(self, turn: Turn) -> bytes:
-        return encode_json(
-            {
-                "stream_options": {"include_usage": True},
-                **self._extra_body,
-                "model": self._model,
-                "messages": openai_messages(turn.messages),
-                "stream": True,
-            }
-        )
-
-    def _headers(self) -> dict[str, str]:
-        # No compression: it would hold tokens back, and count as bytes what is not yet text.
-        headers = {
-            "accept": "text/event-stream, application/json",
-            "accept-encoding": "identity",
-            "content-type": "application/json",
-        }
-        if self._api_key:
-            headers["authorization"] = f"Bearer {self._api_key}"
-        return headers
-
-    async def _read(self, response: httpx2.Response, pieces: AsyncIterator[bytes], turn: Turn) -> None:
-        if response.status_code != 200:
-            raise await self._refusal(response.status_code, pieces)
-        if response.headers.get("content-encoding", "identity").lower() != "identity":
-            raise UpstreamError(f"{self!r} compressed its answer unasked", error_text=NOT_UNDERSTOOD)
-        kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
-        translator = CompletionTranslator(limits=self._limits.wire)
-        if kind == "text/event-stream":
-            await self._read_events(pieces, translator, turn)
-        elif kind == "application/json":
-            await _write(turn, translator.feed(await self._read_whole(pieces)))
-        else:
-            raise UpstreamError(f"{self!r} answered with {kind[:80]!r}", error_text=NOT_UNDERSTOOD)
-        await _write(turn, translator.finish())
-
-    async def _read_events(
-        self, pieces: AsyncIterator[bytes], translator: CompletionTranslator, turn: Turn
-    ) -> None:
-        limits = self._limits.relay
-        parser = SseParser(self._limits.wire)
-        received = 0
-        wait_s = math.inf  # the client's own timeout is `silence_s`
-        while piece := await self._next(pieces, wait_s):
-            received += len(piece)
-            if received > limits.answer_bytes:
-                raise UpstreamError(
-                    f"{self!r} sent more than {limits.answer_bytes} bytes", error_text=ANSWER_TOO_LONG
-                )
-            try:
-                events = parser.feed(piece)
-            except LimitExceededError as exc:
-                raise UpstreamError(
-                    f"{self!r} sent an event that is too long", error_text=NOT_UNDERSTOOD
-                ) from exc
-            for event in events:
-                await _write(turn, translator.feed(event.data))
-            if translator.ended:
-                wait_s = limits.eof_s
-            elif translator.finish_reason is not None:
-                wait_s = limits.trailer_s
-
-    async def _next(self, pieces: AsyncIterator[bytes], wait_s: float) -> bytes:
-        """Read what comes next; nothing at the stream's end. With a finite wait the answer is known to be whole."""
-        with trio.move_on_after(wait_s):
-            try:
-                return await anext(pieces, b"")
-            except httpx2.TimeoutException:
-                raise
-            except httpx2.TransportError as exc:
-                if wait_s == math.inf:
-                    raise UpstreamTruncatedError(f"{self!r} broke off: {type(exc).__name__}: {exc}") from exc
-        return b""
-
-    async def _read_whole(self, pieces: AsyncIterator[bytes]) -> str:
-        """Read an answer that did not come as events, from a server that knows no streaming."""
-        whole = bytearray()
-        while piece := await self._next(pieces, math.inf):
-            whole += piece
-            if len(whole) > self._limits.wire.sse_event_bytes:
-                raise UpstreamError(f"{self!r} sent too long an answer at once", error_text=ANSWER_TOO_LONG)
-        return whole.decode("utf-8", "replace")
-
-    async def _refusal(self, status: int, pieces: AsyncIterator[bytes]) -> UpstreamStatusError:
-        """Read the beginning of an error status's body, for the log and for the well-known errors."""
-        says = bytearray()
-        with trio.move_on_after(self._limits.relay.refusal_s):
-            try:
-                while len(says) < self._limits.relay.refusal_bytes and (piece := await anext(pieces, b"")):
-                    says += piece
-            except httpx2.TransportError:
-                pass  # the status says enough
-        text = says[: self._limits.relay.refusal_bytes].decode("utf-8", "replace")
-        if self._api_key:
-            text = text.replace(self._api_key, "[key]")
-        return UpstreamStatusError(
-            f"{self!r} answered with status {status}: {text!r}",
-            status=status,
-            error_text=_error_sentence(text) or _SENTENCES.get(status),
-        )
+            await Exchange(self._client, protocol, url, api_key, self._limits, turn, body, life).run()
+        except UpstreamError as exc:
+            return exc
+        return None
 
 
 @asynccontextmanager
 async def open_upstream(
     base_url: str,
-    model: str,
+    model: str | None = None,
     *,
+    protocol: str | Protocol = "openai",
     api_key: str | None = None,
     extra_body: Mapping[str, Any] | None = None,
     limits: Limits = Limits(),
@@ -205,25 +138,26 @@ async def open_upstream(
     """Open a model upstream, whose connections are kept for the next turn.
 
     Args:
-        base_url: the API's base, `http://host/v1`, or its whole `/chat/completions`; of a host alone, `/v1`.
-        model: the model's name there.
-        api_key: sent as a bearer token; None for the environment's (see `environment_api_key`), empty for none.
+        base_url: the API's base, `http://host/v1`, or its whole endpoint; of a host alone, the protocol's usual path.
+        model: the model's name there, for protocols that have one.
+        protocol: what the upstream speaks: a name of `protocols.py`, or a protocol of your own, which knows its model.
+        api_key: sent as the protocol has it; None for the environment's (see `environment_api_key`), empty for none.
         extra_body: more of the request: `temperature`, `max_tokens`, `tools`, …
         limits: the numbers that differ from the defaults; `relay` and `wire` are read.
 
     Raises:
-        ValueError: if the URL or the key can't be used.
+        ValueError: if the URL, the key, the protocol or the model can't be used.
     """
-    url = completions_url(base_url)
-    api_key = _checked_key(url, api_key)
-    async with http_client(url, connect_s=limits.relay.connect_s, silence_s=limits.relay.silence_s) as client:
-        yield Upstream(client, url, model, api_key=api_key, extra_body=extra_body or {}, limits=limits)
+    target = _target(base_url, model, protocol, api_key, extra_body, limits)
+    async with _open(target, limits) as upstream:
+        yield upstream
 
 
 def relay(
-    url: str,
-    model: str,
+    base_url: str,
+    model: str | None = None,
     *,
+    protocol: str | Protocol = "openai",
     api_key: str | None = None,
     extra_body: Mapping[str, Any] | None = None,
     limits: Limits = Limits(),
@@ -232,61 +166,45 @@ def relay(
 
     The arguments and errors are those of `open_upstream`.
     """
-    endpoint = completions_url(url)
-    api_key = _checked_key(endpoint, api_key)
-    tls_context(endpoint.scheme)  # slow once: now rather than in the first turn
+    target = _target(base_url, model, protocol, api_key, extra_body, limits)
+    tls_context(target.url.scheme)  # slow once: now rather than in the first turn
 
     async def answer(turn: Turn) -> None:
-        async with open_upstream(
-            url, model, api_key=api_key, extra_body=extra_body, limits=limits
-        ) as upstream:
+        async with _open(target, limits) as upstream:
             await upstream.answer(turn)
 
     return answer
 
 
-def completions_url(base_url: str) -> httpx2.URL:
-    """Return the URL of `/chat/completions` for an API's base, or for itself. Raises ValueError."""
+@asynccontextmanager
+async def _open(target: Target, limits: Limits) -> AsyncIterator[Upstream]:
+    relay = limits.relay
+    async with http_client(target.url, connect_s=relay.connect_s, silence_s=relay.silence_s) as client:
+        # A cookie that one user's answer sets is not for the next user's request.
+        client.cookies.jar.set_policy(DefaultCookiePolicy(allowed_domains=()))
+        yield Upstream(client, target, limits)
+
+
+def _target(
+    base_url: str,
+    model: str | None,
+    protocol: str | Protocol,
+    api_key: str | None,
+    extra_body: Mapping[str, Any] | None,
+    limits: Limits,
+) -> Target:
     try:
-        url = httpx2.URL(base_url)
+        base = httpx2.URL(base_url)
     except httpx2.InvalidURL as exc:
         raise ValueError("the upstream's URL can't be read") from exc
-    if url.scheme not in ("http", "https") or not url.host:
+    if base.scheme not in ("http", "https") or not base.host:
         raise ValueError("the upstream's URL begins with http:// or https:// and names a host")
-    path = url.path.rstrip("/")
-    if not path.endswith("/chat/completions"):
-        path = (path or "/v1") + "/chat/completions"
-    return url.copy_with(path=path, fragment=None)
-
-
-def environment_api_key(url: httpx2.URL, environment: Mapping[str, str] = os.environ) -> str:
-    """Return the key that the environment has for this upstream, or an empty string.
-
-    `PENSTOCK_UPSTREAM_API_KEY` goes to any; `OPENAI_API_KEY` only to OpenAI itself, because it is set on many machines
-    for other programs and a local server has no business seeing it.
-    """
-    key = environment.get("PENSTOCK_UPSTREAM_API_KEY", "").strip()
-    if not key and url.scheme == "https" and url.host == "api.openai.com":
-        key = environment.get("OPENAI_API_KEY", "").strip()
-    return key
-
-
-def _checked_key(url: httpx2.URL, api_key: str | None) -> str:
-    if api_key is None:
-        api_key = environment_api_key(url)
-    if api_key and not re.fullmatch(r"[!-~]+", api_key):
-        raise ValueError("the upstream's API key holds a character that no key has")
-    return api_key
-
-
-async def _write(turn: Turn, chunks: Sequence[AnyChunk]) -> None:
-    for chunk in chunks:
-        await turn.write(chunk)
-
-
-def _error_sentence(body: str) -> str | None:
-    try:
-        value = decode_json(body.encode())
-    except RemoteProtocolError:
-        return None
-    return error_sentence(value.get("error")) if isinstance(value, dict) else None
+    base = base.copy_with(fragment=None)
+    if isinstance(protocol, str):
+        protocol = make_protocol(protocol, model, extra_body, limits=limits.wire)
+    elif model is not None or extra_body is not None:
+        raise ValueError("a protocol of your own knows its model and its body")
+    url = protocol.url(base)
+    api_key = checked_api_key(url, api_key)
+    recoverer = protocol.recoverer(base, api_key) if isinstance(protocol, Recoverable) else None
+    return Target(protocol, url, api_key, recoverer)

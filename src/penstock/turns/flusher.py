@@ -2,31 +2,38 @@
 
 One `append` is under way at a time, with everything that came meanwhile, and the next one is `flush_s` later: followers
 don't wait for the store, so a commit may as well carry a few tokens of every turn. A producer that is `store_lag_*` ahead
-of the store, or asks for a flush, is the only one to wait, and hurries it.
+of the store, or asks for a flush, is the only one to wait, and hurries it. Where the store is what other nodes follow, the
+time is shorter, and a turn with many entries doesn't wait for its end.
 """
 
 from __future__ import annotations
 
 import logging
+import sys
+from collections.abc import Sequence
 
 import trio
 
-from penstock.errors import StoreUnavailableError, TurnSealedError
+from penstock.errors import LocalProtocolError, StoreUnavailableError, TurnSealedError
 from penstock.journal.live import LiveTail
-from penstock.journal.store import Batch, Store
+from penstock.journal.store import Batch, Store, TurnState
 from penstock.limits import HubLimits
 from penstock.metrics import Metrics
+from penstock.wire.messages import UIMessage
 
 logger = logging.getLogger("penstock.journal")
 
 
 class Flusher:
-    """The way from tails to the store. `run` is its task; `mark` is called once for all that a flush then takes."""
+    """The way from tails to the store. `run` is its task; `mark` is called for what a flush then takes."""
 
     def __init__(self, store: Store, limits: HubLimits, metrics: Metrics) -> None:
         self._store = store
         self._limits = limits
         self._metrics = metrics
+        self._flush_s = limits.shared_flush_s if store.shared else limits.flush_s
+        self.hurry_entries = limits.shared_flush_entries if store.shared else sys.maxsize
+        """So many entries of a tail that the store lacks are to be marked again."""
         self._dirty: list[LiveTail] = []
         self._wake = trio.lowlevel.ParkingLot()
         self._pause = trio.lowlevel.ParkingLot()
@@ -38,11 +45,33 @@ class Flusher:
         self._pause.unpark_all()
 
     def mark(self, tail: LiveTail) -> None:
-        """Note that a tail has entries which the store lacks. Not to be repeated before they are on their way."""
+        """Note that a tail has entries which the store lacks. Repeated before they are on their way, it hurries them."""
+        if tail.flush_marked:
+            self.hurry()
+            return
         tail.flush_marked = True
         self._dirty.append(tail)
         if self._wake:
             self._wake.unpark_all()
+
+    async def seal(
+        self,
+        tail: LiveTail,
+        last: Sequence[bytes],
+        state: TurnState,
+        message: UIMessage,
+        *,
+        at: float,
+    ) -> bool:
+        """Store a tail's end, with everything that the store lacks. See `Store.seal`."""
+        for stored in (tail.stored, 0):
+            rest = [*(entry.json for entry in tail.entries[stored:]), *last]
+            try:
+                return await self._store.seal(Batch(tail.record, stored, rest), state, message, at=at)
+            except LocalProtocolError:
+                if not stored:
+                    raise
+        raise AssertionError
 
     async def run(self) -> None:
         """Flush until cancelled. Entries of an append that was cancelled halfway may or may not be stored."""
@@ -62,6 +91,15 @@ class Flusher:
                         for tail in tails
                     ]
                 )
+            except LocalProtocolError:
+                # A hole: the store was set back to an earlier time. Here is everything, and what it has is left as it is.
+                logger.warning("the journal's store has lost what it had acknowledged; it is given it again")
+                self._metrics.count("journal_set_back")
+                for tail in tails:
+                    tail.forget_stored()
+                    if not tail.flush_marked:
+                        self.mark(tail)
+                continue
             except TurnSealedError:
                 # Whatever could be stored is. A turn that was refused has ended; its runner learns it at the seal.
                 pass
@@ -75,7 +113,7 @@ class Flusher:
                 continue
             for tail, end in zip(tails, ends, strict=True):
                 tail.mark_stored(*end)
-            with trio.move_on_after(self._limits.flush_s):
+            with trio.move_on_after(self._flush_s):
                 if not self._hurried:
                     await self._pause.park()
             # A store that answers at once must not keep this task from letting the others run.

@@ -149,4 +149,8 @@ class TurnHandle:
         Raises:
             StoreUnavailableError: if it is not known how the turn goes on.
         """
-        return await self._tail.wait_ended()
+        if self._runner is not None:
+            return await self._tail.wait_ended()
+        # The tail of a turn that runs elsewhere is fed for as long as somebody follows it.
+        with self.follow(self.entries - 1):
+            return await self._tail.wait_ended()

@@ -44,7 +44,7 @@ from penstock.turns.leases import keep_leases
 from penstock.turns.recent import RecentTurns
 from penstock.turns.replica import Replica, read_all
 from penstock.turns.runner import ErrorText, NotRecoveredError, Runner, RunnerOptions
-from penstock.turns.turn import Producer, Turn
+from penstock.turns.turn import Producer, Turn, TurnRequest
 from penstock.wire.messages import UIMessage
 
 Recover: TypeAlias = Callable[[Turn], Awaitable[bool]]
@@ -102,6 +102,7 @@ class Hub:
         messages: Sequence[UIMessage],
         *,
         body: Mapping[str, Any] | None = None,
+        request: TurnRequest | None = None,
         orphan_grace_s: float | None = None,
     ) -> TurnHandle:
         """Begin a turn that answers the last of `messages`, go on with the one that it continues, or join.
@@ -114,6 +115,7 @@ class Hub:
             producer: `async def answer(turn)`; it runs in the hub, not in the caller's task.
             messages: the whole conversation, oldest first; it becomes the chat's.
             body: what the producer finds as `turn.body`.
+            request: what it finds as `turn.request`.
             orphan_grace_s: seconds from the last follower's leaving to the producer's cancellation; None for the
                 hub's own limit. Nothing is cancelled before somebody followed.
 
@@ -125,7 +127,7 @@ class Hub:
 
         Cancellation: before the turn has begun. A turn that has begun runs on.
         """
-        await trio.lowlevel.checkpoint()
+        await trio.lowlevel.checkpoint_if_cancelled()
         key = messages[-1].id
         while (beginning := self._beginning.get(chat_id)) is not None:
             await beginning.wait()
@@ -156,7 +158,7 @@ class Hub:
                     history=history,
                 )
                 runner.begin(lambda grammar: decisions(messages[-1], grammar))
-                turn = Turn(runner, chat_id, record.turn_id, tuple(messages), dict(body or {}))
+                turn = Turn(runner, chat_id, record.turn_id, tuple(messages), dict(body or {}), request)
                 handle = self._start(runner, producer, turn)
                 self._tell_watchers(Begun(handle, messages[-1]))
                 return handle
@@ -366,7 +368,7 @@ async def open_hub(
     """Open a hub on a journal.
 
     Args:
-        journal: the URL of its store: `memory:`, `sqlite:FILE`.
+        journal: the URL of its store; see `penstock.journal.store.open_store`.
         limits: the numbers that differ from the defaults.
         metrics: where to count.
         error_text: words a producer's exception for the user; None, or a None from it, hides it.
@@ -378,9 +380,10 @@ async def open_hub(
 
     Raises:
         ValueError: if the journal's URL is not understood.
+        StoreUnavailableError: if the store can't be opened now.
     """
     async with (
-        open_store(journal, retention=retention, limits=limits.sqlite) as store,
+        open_store(journal, retention=retention, limits=limits) as store,
         trio.open_nursery() as flusher_nursery,
     ):
         async with trio.open_nursery() as turn_nursery:

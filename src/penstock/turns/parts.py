@@ -164,8 +164,8 @@ class Step:
         _end(self._sink, kind, *self._sink.open_text_ends(), FinishStep())
 
 
-class ApprovedCall(NamedTuple):
-    """A tool call that the user approved."""
+class OpenCall(NamedTuple):
+    """A tool call that has its input and no output."""
 
     id: str
     name: str

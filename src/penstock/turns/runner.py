@@ -35,7 +35,7 @@ from penstock.errors import (
 )
 from penstock.journal.fan_out import FanOut
 from penstock.journal.live import LiveTail
-from penstock.journal.store import Batch, Store, TurnRecord, TurnState
+from penstock.journal.store import Store, TurnRecord, TurnState
 from penstock.limits import TurnLimits
 from penstock.metrics import Metrics
 from penstock.turns.approvals import Approvals
@@ -138,6 +138,11 @@ class Runner:
         """Whether the message has begun, and not finished."""
         return self._grammar.started and not self._grammar.ended
 
+    @property
+    def in_step(self) -> bool:
+        """Whether a step is open."""
+        return self._grammar.in_step
+
     def message(self) -> UIMessage:
         """Assemble the message so far."""
         return msgspec.convert(self._assembly.message(), UIMessage)
@@ -193,7 +198,7 @@ class Runner:
     def _flushed_or_due(self) -> bool:
         """Have what is new stored, and say whether the producer is to pause."""
         tail = self.tail
-        if not tail.flush_marked:
+        if not tail.flush_marked or len(tail.entries) - tail.stored >= self._flusher.hurry_entries:
             self._flusher.mark(tail)
         return (
             len(tail.entries) - self._entries_at_pause >= self._limits.yield_entries
@@ -342,14 +347,10 @@ class Runner:
             if self._end is None:
                 self._last = [(chunk, encode(chunk)) for chunk in self._last_chunks(end)]
                 self._end = end
-            offset = self.tail.stored
-            rest = [entry.json for entry in self.tail.entries[offset:]] + [json for _, json in self._last]
             at = time.time()
+            last = [json for _, json in self._last]
             try:
-                won = await self._store.seal(
-                    Batch(self.record, offset, rest), self._end.state, self.message(), at=at
-                )
-                if won:
+                if await self._flusher.seal(self.tail, last, self._end.state, self.message(), at=at):
                     self.tail.seal(self._end.state, self._last, at)
                 else:
                     await self._take_over()

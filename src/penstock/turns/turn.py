@@ -20,9 +20,10 @@ from msgspec import UNSET
 
 from penstock.errors import AnswerError
 from penstock.turns.lanes import Lane
-from penstock.turns.parts import ApprovedCall, ToolCall
+from penstock.turns.parts import OpenCall, ToolCall
 from penstock.turns.writer import Writer
 from penstock.wire.chunks import Abort, AnyChunk, Error, Finish, FinishReason, MessageMetadata, Start
+from penstock.wire.codec import encode_json
 from penstock.wire.messages import UIMessage
 
 if TYPE_CHECKING:
@@ -30,6 +31,28 @@ if TYPE_CHECKING:
 
 
 _ENDS = frozenset({Start, Finish, Error, Abort})
+
+
+class TurnRequest:
+    """The client's request that a turn answers, for a producer that passes it on. It is not in the journal.
+
+    Args:
+        body: the chat request, as it came in bytes or, from a WebSocket's frame, decoded.
+        headers: by lower-case names.
+    """
+
+    def __init__(self, body: bytes | Mapping[str, Any], headers: Mapping[str, str]) -> None:
+        self._body = body
+        self.headers = headers
+        """Cookies and tokens among them: not for a log."""
+
+    def __repr__(self) -> str:
+        return "<TurnRequest>"
+
+    @property
+    def body(self) -> bytes:
+        """The JSON that the client sent, or would have sent with a POST."""
+        return self._body if isinstance(self._body, bytes) else encode_json(self._body)
 
 
 class Turn(Writer):
@@ -47,6 +70,7 @@ class Turn(Writer):
         turn_id: str,
         messages: Sequence[UIMessage],
         body: Mapping[str, Any],
+        request: TurnRequest | None = None,
     ) -> None:
         super().__init__(runner)
         self._runner = runner
@@ -57,6 +81,8 @@ class Turn(Writer):
         """The conversation so far, oldest first."""
         self.body = body
         """What else the client sent along, as its transport's `body` option does. Not validated."""
+        self.request = request
+        """The client's own request. None if none began this run: the program did, or the turn was adopted."""
         self.finish_reason: FinishReason | None = None
         """Why the model stopped; what `finish` will say. `stop` where it is left None."""
 
@@ -70,6 +96,20 @@ class Turn(Writer):
             if message.role == "user":
                 return message.text
         return ""
+
+    @property
+    def message(self) -> UIMessage:
+        """The assistant's message so far, put together anew each time. What is nested in it must not be changed."""
+        return self._runner.message()
+
+    @property
+    def in_step(self) -> bool:
+        """Whether a step is open."""
+        return self._runner.in_step
+
+    def open_text_ends(self) -> list[AnyChunk]:
+        """Return the chunks that would close the text and reasoning parts which are open now, in their order."""
+        return self._runner.open_text_ends()
 
     def _write_nowait(self, chunk: AnyChunk) -> bool:
         """Write any chunk.
@@ -99,25 +139,28 @@ class Turn(Writer):
             return self._runner.write_all_nowait(chunks)
         return super()._write_all_nowait(chunks)
 
-    def approved_calls(self) -> list[ApprovedCall]:
+    def approved_calls(self) -> list[OpenCall]:
         """Return the tool calls that the user has approved and that have no output yet.
 
         When a producer returned with an approval requested, the turn was suspended. The client's next request runs
         the producer again, and this is what it has to do first: `async with turn.resume_call(call) as tool:`.
         """
         return [
-            ApprovedCall(
-                part["toolCallId"],
-                part["toolName"] if part["type"] == "dynamic-tool" else part["type"].removeprefix("tool-"),
-                part.get("input"),
-                part["type"] == "dynamic-tool",
-            )
-            for part in self._runner.message().parts
+            _open_call(part)
+            for part in self.message.parts
             if part.get("state") == "approval-responded" and part["approval"]["approved"] is True
         ]
 
-    def resume_call(self, call: ApprovedCall) -> ToolCall:
-        """Open an approved tool call again, to give its output."""
+    def open_calls(self) -> list[OpenCall]:
+        """Return the tool calls, not the model's provider's own, that have no output and nobody was asked about."""
+        return [
+            _open_call(part)
+            for part in self.message.parts
+            if part.get("state") == "input-available" and part.get("providerExecuted") is not True
+        ]
+
+    def resume_call(self, call: OpenCall) -> ToolCall:
+        """Open a tool call again, to give its output or, of one that nobody was asked about, to ask."""
         return ToolCall(
             self._runner, call.name, UNSET, call.id, {"dynamic": call.dynamic or UNSET}, begun=True
         )
@@ -140,3 +183,9 @@ class Turn(Writer):
 
 Producer: TypeAlias = Callable[[Turn], Awaitable[None]]
 """What writes a turn: `async def answer(turn: Turn) -> None`."""
+
+
+def _open_call(part: Mapping[str, Any]) -> OpenCall:
+    dynamic = part["type"] == "dynamic-tool"
+    name = part["toolName"] if dynamic else part["type"].removeprefix("tool-")
+    return OpenCall(part["toolCallId"], name, part.get("input"), dynamic)

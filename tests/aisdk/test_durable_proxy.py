@@ -1,0 +1,268 @@
+"""In front of a real route of the AI SDK, which knows nothing of us: its clients show the same, and lose nothing.
+
+The same but for ids: an assistant's message has the turn's id instead of one that the route made up.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+import trio
+from node import HERE, drive, require_node
+from test_coming_back import Json, anonymous, do, shown, visit
+
+from penstock import chat_app
+from penstock.relay.ui_stream import UiStreamProtocol
+from penstock.relay.upstream import relay
+from penstock.testing import open_server, user_message
+
+HEADERS = {
+    "accept-language": "de",
+    "authorization": "Bearer of-the-user",
+    "cookie": "session=1; theme=dark",
+    "x-tenant": "t",
+    "x-private": "p",
+}
+
+
+@pytest.fixture(scope="module")
+def route() -> Iterator[str]:
+    """Run the backend and return its URL."""
+    command = [require_node(), str(HERE / "route.mjs")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        yield process.stdout.readline().strip()
+        process.terminate()
+
+
+@asynccontextmanager
+async def proxy(route: str, version: int) -> AsyncIterator[str]:
+    """Serve the proxy in front of a version's route, and yield its chat endpoint."""
+    protocol = UiStreamProtocol(forward_headers=["Cookie", "authorization", "x-tenant"])
+    answer = relay(f"{route}/{version}", protocol=protocol)
+    async with open_server(chat_app(answer, sdk_version=version)) as url:
+        yield f"{url}/api/chat"
+
+
+async def asked(route: str) -> list[Json]:
+    """Return what came to the route."""
+    async with httpx2.AsyncClient(trust_env=False, verify=False) as client:
+        requests: list[Json] = (await client.get(f"{route}/requests")).json()
+        return requests
+
+
+async def asked_in(route: str, chat_id: str) -> list[Json]:
+    """Return what came to the route of one chat."""
+    return [request for request in await asked(route) if json.loads(request["body"])["id"] == chat_id]
+
+
+async def until_aborted(route: str, chat_id: str) -> None:
+    """Wait until the route sees that nobody wants its answer."""
+    with trio.fail_after(5):
+        while not (await asked_in(route, chat_id))[-1]["aborted"]:
+            await trio.sleep(0.02)
+
+
+def alike(step: Json) -> list[Json]:
+    """What a page shows, but for ids, also those of approvals, which are random, and what `ai` 6 calls a bad input."""
+    messages = shown(step)
+    for part in (part for message in messages for part in message["parts"]):
+        if "approval" in part:
+            part["approval"].update(id="", signature="")
+        if "rawInput" in part:
+            part["input"] = part.pop("rawInput")
+    return messages
+
+
+APPROVE = [do("approve", approved=True, reason="so be it")]
+DENY = [do("approve", approved=False, reason="no")]
+VISITS: dict[str, list[Json]] = {
+    "all": [do("send", text="all"), do("send", text="and then")],
+    "data": [do("send", text="data")],
+    "invalid": [do("send", text="invalid")],
+    "approved": [do("send", text="approve"), *APPROVE],
+    "denied": [do("send", text="approve"), *DENY],
+    "answered": [do("send", text="ask"), do("output", output={"at": "home"})],
+}
+PARTS = {"all": 4, "data": 2, "invalid": 2, "approved": 2, "denied": 2, "answered": 1}
+
+
+@pytest.mark.parametrize("version", [6, 7])
+async def test_a_page_shows_what_it_shows_without_the_proxy(route: str, version: Any) -> None:
+    """Over SSE, and with 7 over a WebSocket; also when it comes back later; and the route is sent the same request."""
+    async with proxy(route, version) as url:
+        ways: dict[str, Json] = {"direct": {"url": f"{route}/{version}"}, "sse": {"url": url}}
+        if version == 7:
+            ways["websocket"] = {"url": url, "transport": "websocket"}
+        jobs: dict[tuple[str, str], Json] = {}
+        for name, steps in VISITS.items():
+            for way, options in ways.items():
+                back = [] if way == "direct" else [do("reload"), do("resume")]
+                if version == 6 and name in ("approved", "denied"):
+                    back = back[:1]  # A client of 6 that replays a message has no words for a decision.
+                jobs[name, way] = {**visit("", version, f"{name}-{way}-{version}", *steps, *back), **options}
+        results = dict(zip(jobs, await drive(list(jobs.values())), strict=True))
+        for (name, way), result in results.items():
+            direct = [alike(step) for step in results[name, "direct"]["steps"]]
+            assert len(direct[0][-1]["parts"]) > PARTS[name]
+            shows = [alike(step) for step in result["steps"]]
+            later = [direct[-1]] * (len(shows) - len(direct))
+            assert shows == [*direct, *later], (name, way)
+    requests = await asked(route)
+    for name in VISITS:
+        bodies = {
+            way: [
+                request["body"]
+                for request in requests
+                if json.loads(request["body"])["id"] == f"{name}-{way}-{version}"
+            ]
+            for way in ways
+        }
+        firsts = {way: json.loads(all_bodies[0]) for way, all_bodies in bodies.items()}
+        for way, all_bodies in bodies.items():
+            assert {**firsts[way], "id": ""} == {**firsts["direct"], "id": ""}
+            assert len(all_bodies) == len(bodies["direct"])
+        # Byte for byte, with the chat's id as long as the other's.
+        assert bodies["sse"][0] == bodies["direct"][0].replace(f"{name}-direct", f"{name}-sse")
+
+
+async def test_the_request_is_passed_on_as_it_came(route: str) -> None:
+    """Every byte of the body, in either form, and of the headers those that are allowed."""
+    message = {"id": "u", "role": "user", "parts": [{"type": "text", "text": "Grüße"}]}
+    whole = {"messages": [message], "id": "whole", "custom": {"a": [1.0, None]}, "trigger": "submit-message"}
+    body = json.dumps(whole, ensure_ascii=False, indent=1).encode()
+    async with proxy(route, 6) as url, httpx2.AsyncClient(trust_env=False, verify=False) as client:
+        headers = {**HEADERS, "content-type": "application/json", "x-request-id": "r-1"}
+        response = await client.post(url, content=body, headers=headers)
+        assert b"You said " in response.content
+    [request] = await asked_in(route, "whole")
+    assert request["body"].encode() == body
+    came = request["headers"]
+    assert {name: came.get(name) for name in HEADERS} == {**HEADERS, "x-private": None}
+    assert came["x-request-id"] == "r-1"
+    assert came["x-penstock-turn"] == response.headers["x-penstock-turn"]
+    assert int(came["content-length"]) == len(body)
+    assert came["host"] in route
+
+
+async def test_only_the_last_message_is_passed_on_as_only_that(route: str) -> None:
+    """To a route that keeps the conversation itself. This one doesn't, and fails: the user reads a sentence."""
+    message = {"id": "u", "role": "user", "parts": [{"type": "text", "text": "Hello"}]}
+    async with proxy(route, 6) as url, httpx2.AsyncClient(trust_env=False, verify=False) as client:
+        response = await client.post(url, json={"id": "last", "message": message})
+    [request] = await asked_in(route, "last")
+    assert json.loads(request["body"]) == {"id": "last", "message": message}
+    assert b'"errorText":"' in response.content
+
+
+async def test_a_lost_page_a_second_page_and_a_stop(route: str) -> None:
+    """The answer survives its page; a page that comes in the middle sees it whole; a stop reaches the route."""
+    lost = [do("send", text="slow 40", cuts=[12]), do("resume")]
+    second = [do("begun"), do("reload"), do("resume")]
+    stop = [do("send", text="slow 900", until=20), do("stop"), do("settle"), do("reload"), do("resume")]
+    async with proxy(route, 7) as url:
+        first, other, stopped, *uncut = await drive(
+            [
+                visit(url, 7, "shared", *lost),
+                visit(url, 7, "shared", *second),
+                visit(url, 7, "stopped", *stop),
+                visit(f"{route}/7", 7, "direct", do("send", text="slow 40")),
+            ]
+        )
+        await until_aborted(route, "stopped")
+    whole = shown(uncut[0]["steps"][-1])
+    assert first["steps"][0]["error"] == "terminated"
+    assert shown(first["steps"][-1]) == shown(other["steps"][-1]) == whole
+    assert [request["aborted"] for request in await asked_in(route, "shared")] == [False]
+    settled, _, resumed = (shown(step) for step in stopped["steps"][-3:])
+    text = settled[-1]["parts"][-1]["text"]
+    assert 0 < len(text.split()) < 900
+    assert settled == resumed
+
+
+FAILURES: dict[str, tuple[str, list[str]]] = {
+    "refuse": ("Your plan has no more answers.", []),
+    "error": ("An error occurred.", ["So far, "]),
+    "break": ("The model's answer was cut off.", ["You said "]),
+}
+"""The error that the user reads, and the text that stays."""
+
+
+async def test_an_answer_that_fails_says_so_and_keeps_its_text(route: str) -> None:
+    """Also on a page that comes later. The route is asked once."""
+    async with proxy(route, 7) as url:
+        results = await drive(
+            [visit(url, 7, says, do("send", text=says), do("reload"), do("resume")) for says in FAILURES]
+        )
+    for (says, (error, texts)), result in zip(FAILURES.items(), results, strict=True):
+        sent, _, resumed = result["steps"]
+        for step in (sent, resumed):
+            assert (step["status"], step["error"]) == ("error", error)
+            parts = [part for message in step["messages"][1:] for part in message["parts"]]
+            assert [part["text"] for part in parts if "text" in part] == texts
+        assert len(await asked_in(route, says)) == 1
+
+
+async def test_the_proxy_is_killed_and_comes_back(route: str, tmp_path: Path) -> None:
+    """What it had stored is there, and is said to be not the whole; the route knows that nobody listens."""
+    journal = f"sqlite:{tmp_path / 'chat.db'}"
+    body = {"id": "killed", "messages": [json.loads(json.dumps(user_dict("slow 900")))]}
+    async with httpx2.AsyncClient(trust_env=False, verify=False, timeout=20) as client:
+        async with running(journal, f"{route}/7") as (url, process):
+            seen = ""
+            try:
+                async with client.stream("POST", url, json=body) as response:
+                    async for piece in response.aiter_text():
+                        seen += piece
+                        if '"delta":"30 "' in seen:
+                            process.kill()
+                pytest.fail("the stream had a polite end")
+            except httpx2.RemoteProtocolError:
+                pass
+        await until_aborted(route, "killed")
+        async with running(journal, f"{route}/7") as (url, _):
+            with trio.fail_after(10):
+                while (await client.get(f"{url}/killed")).json()["turn"]["state"] == "running":
+                    await trio.sleep(0.05)
+            [result] = await drive([visit(url, 7, "killed", do("reload"), do("resume"))])
+    reloaded, resumed = result["steps"]
+    assert (resumed["status"], resumed["error"]) == (
+        "error",
+        "The server stopped before the answer was complete.",
+    )
+    text = resumed["messages"][-1]["parts"][-1]["text"]
+    words = text.split()
+    assert words == [str(number) for number in range(len(words))]
+    assert 0 < len(words) < 900
+    assert anonymous(reloaded["messages"])[-1]["parts"] == anonymous(resumed["messages"])[-1]["parts"]
+
+
+def user_dict(text: str) -> Json:
+    """A user's message as a client sends it."""
+    message = user_message(text)
+    return {"id": message.id, "role": message.role, "parts": message.parts}
+
+
+@asynccontextmanager
+async def running(journal: str, upstream: str) -> AsyncIterator[tuple[str, trio.Process]]:
+    """A proxy as a process; whatever is left of it is killed at the end."""
+    async with trio.open_nursery() as nursery:
+        command = [sys.executable, str(HERE / "proxy_server.py"), journal, upstream]
+        process = await nursery.start(partial(trio.run_process, command, stdout=subprocess.PIPE, check=False))
+        try:
+            with trio.fail_after(20):
+                line = b""
+                while not line.endswith(b"\n"):
+                    line += await process.stdout.receive_some(100)
+            yield f"{line.decode().strip()}/api/chat", process
+        finally:
+            process.kill()
