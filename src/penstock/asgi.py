@@ -20,7 +20,7 @@ ASGIApp: TypeAlias = Callable[[Any, Any, Any], Awaitable[None]]
 class DirectStream(Protocol):
     """The extension `penstock.stream` of our own server: past `send`, to the client of one response.
 
-    It is there on HTTP/1. What it does is said where it is made, in `penstock/server/direct.py`.
+    It is there on HTTP/1, and for WebSockets on HTTP/2. What it does is said where it is made, in `penstock/server/direct.py`.
     """
 
     @property
@@ -33,6 +33,12 @@ class DirectStream(Protocol):
     @property
     def disconnect(self) -> dict[str, Any] | None:
         """The ASGI message that says how the client left; None while it is here."""
+
+    def hold(self, data: bytes) -> bool:
+        """Keep a piece of the body to go out with what comes next; False, and it is not kept, while earlier ones wait."""
+
+    async def ping(self) -> None:
+        """Send a ping on a WebSocket, whether it is direct or not."""
 
     async def wait_writable(self) -> None:
         """Wait until `write` takes something again."""

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 
 class _Row(NamedTuple):
-    code: int
-    """The WebSocket close code."""
+    code: int | None
+    """The WebSocket close code; None where the client can't be told, and is cut: to it that is 1006."""
     reconnect: bool
     """Whether the client gains anything by coming back."""
 
@@ -28,17 +28,25 @@ class CloseReason(Enum):
     slow_consumer = "slow_consumer"
     """The client took bytes, but too slowly for what it must be told."""
     drain = "drain"
-    """The server is going away; another one, or the next one, has the turn."""
+    """The server is going away; another one has the turn."""
+    restart = "restart"
+    """The server is going away, and comes back at once."""
+    try_later = "try_later"
+    """The server has as many WebSockets as it can hold."""
     bad_frame = "bad_frame"
     """The client sent a frame that can't be understood, nor be answered."""
+    too_many_frames = "too_many_frames"
+    """The client sent more frames in a second than it may."""
+    too_big = "too_big"
+    """The client sent a message that is larger than it may be."""
     failed = "failed"
-    """Whoever fed the connection raised an error."""
+    """Whoever fed the connection has failed. It is cut where an error was raised, and told where the app closes so."""
     cancelled = "cancelled"
     """The scope round the connection was cancelled."""
 
     @property
-    def code(self) -> int:
-        """The WebSocket close code for this reason."""
+    def code(self) -> int | None:
+        """The WebSocket close code for this reason; None where the client can't be told."""
         return _TABLE[self].code
 
     @property
@@ -49,11 +57,15 @@ class CloseReason(Enum):
 
 _TABLE = {
     CloseReason.finished: _Row(1000, reconnect=False),
-    CloseReason.client_gone: _Row(1001, reconnect=False),
-    CloseReason.write_stalled: _Row(4408, reconnect=True),
+    CloseReason.client_gone: _Row(None, reconnect=False),
+    CloseReason.write_stalled: _Row(None, reconnect=True),
     CloseReason.slow_consumer: _Row(4429, reconnect=True),
     CloseReason.drain: _Row(1001, reconnect=True),
+    CloseReason.restart: _Row(1012, reconnect=True),
+    CloseReason.try_later: _Row(1013, reconnect=True),
     CloseReason.bad_frame: _Row(1008, reconnect=False),
+    CloseReason.too_many_frames: _Row(1008, reconnect=False),
+    CloseReason.too_big: _Row(1009, reconnect=False),
     CloseReason.failed: _Row(1011, reconnect=True),
-    CloseReason.cancelled: _Row(1012, reconnect=True),
+    CloseReason.cancelled: _Row(None, reconnect=True),
 }

@@ -173,7 +173,9 @@ async def connect(server: TestServer, path: str = "/api/chat/ws", **headers: str
 
 
 @asynccontextmanager
-async def chat_server(app: ASGIApp, limits: ServerLimits = LIMITS) -> AsyncIterator[TestServer]:
+async def chat_server(
+    app: ASGIApp, limits: ServerLimits = LIMITS, **options: Any
+) -> AsyncIterator[TestServer]:
     """Serve an app with its lifespan; the test may shut it down itself."""
-    async with open_server(app, limits=limits, lifespan=True) as server:
+    async with open_server(app, limits=limits, lifespan=True, **options) as server:
         yield server

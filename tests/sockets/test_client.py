@@ -297,14 +297,15 @@ async def test_a_turn_can_be_stopped(transport: Transport) -> None:
         async for event in stream:
             got.append(event)
             if isinstance(event, Received) and isinstance(event.chunk, TextDelta):
-                assert await chat.straight.stop("c", "enough") == "stopped"
+                assert await chat.client.stop("c", "enough") == "stopped"
         *_, abort, finish = [event.chunk for event in got if isinstance(event, Received)]
         assert isinstance(abort, Abort)
         assert "enough" in str(abort.reason)
         assert isinstance(finish, Finish)
         assert await chat.straight.stop("c") == "stopped"
-        turn = await chat.straight.turn("c", str(stream.turn_id))
+        turn = await chat.client.turn("c", str(stream.turn_id))
         assert turn is not None
+        assert turn == await chat.straight.turn("c", str(stream.turn_id))
         assert turn["state"] == "stopped"
         assert turn["message"]["parts"][0]["text"] == "One"
         with pytest.raises(RequestRefusedError, match="no such chat") as caught:
@@ -326,9 +327,9 @@ async def test_a_tool_call_can_be_approved(transport: Transport) -> None:
         async for event in stream:
             assert isinstance(event, Received)
             if isinstance(event.chunk, ToolApprovalRequest):
-                await chat.straight.approve("c", event.chunk.approval_id, True, "go on")
+                await chat.client.approve("c", event.chunk.approval_id, True, "go on")
                 with pytest.raises(RequestRefusedError) as caught:
-                    await chat.straight.approve("c", event.chunk.approval_id, False)
+                    await chat.client.approve("c", event.chunk.approval_id, False)
                 assert caught.value.status in {404, 409}
             output = getattr(event.chunk, "output", output)
     assert output is True

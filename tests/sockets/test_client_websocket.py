@@ -23,8 +23,8 @@ from penstock.cli.send import send
 from penstock.client import Closing, Gap, Message, Received, Snapshot
 from penstock.client.client import Transport
 from penstock.client.requests import UNREAD_CHARS
-from penstock.errors import LocalProtocolError, RequestRefusedError
-from penstock.limits import ClientLimits, ConnectionLimits, Limits
+from penstock.errors import LocalProtocolError, RequestRefusedError, ServerUnreachableError
+from penstock.limits import ClientLimits, ConnectionLimits, Limits, ServerLimits
 from penstock.server import serve
 from penstock.testing import open_server, run_cancelled_at
 from penstock.web.auth import Denied, Request
@@ -40,7 +40,12 @@ async def test_the_scheme_chooses_and_one_socket_carries_everything() -> None:
             async with client.watch("c") as events:
                 assert isinstance(await anext(events), Snapshot)
             assert await client.stop("c") == "finished"
-            assert await client.state("c") == await chat.straight.state("c")
+            state = await client.state("c")
+            assert state is not None
+            assert state == await chat.straight.state("c")
+            turn = await client.turn("c", state["turn"]["id"])
+            assert turn == await chat.straight.turn("c", state["turn"]["id"])
+            assert await client.turn("other", state["turn"]["id"]) is None
         assert chat.proxy.connections == 1
         await wait_for(lambda: chat.proxy.open == 0)
 
@@ -239,6 +244,28 @@ async def test_what_a_server_says_of_a_bad_header_and_of_who_asks() -> None:
         async with go(headers={"x": "a\nb"}) as client:
             with pytest.raises(LocalProtocolError, match="header"):
                 await client.stop("c")
+
+
+async def test_a_server_with_too_many_sockets_is_asked_again() -> None:
+    limits = Limits(server=ServerLimits(websockets=1))
+    patient = ClientLimits(first_backoff_s=0.05, backoff_max_s=0.2)
+    async with (
+        open_server(chat_app(Mixed(), limits=limits)) as url,
+        open_client(f"{url}/api/chat", transport="websocket", limits=patient) as client,
+        trio.open_nursery() as nursery,
+    ):
+
+        async def occupy(*, task_status: trio.TaskStatus[None]) -> None:  # noqa: ASYNC114
+            async with open_client(f"{url}/api/chat", transport="websocket") as first:
+                await first.state("c")
+                task_status.started()
+                await trio.sleep(0.15)
+
+        await nursery.start(occupy)
+        with pytest.raises(ServerUnreachableError):
+            await client.stop("c")
+        async with client.send("c", "Hello") as stream:
+            assert len([event async for event in stream]) == EVENTS
 
 
 # A server that goes away

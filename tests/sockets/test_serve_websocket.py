@@ -114,6 +114,10 @@ async def test_our_client_needs_nothing_else() -> None:
         assert assemble(chunks, "") == state["messages"][1]
         assert await client.state("nobody") is None
         assert await client.stop("c") == "finished"
+        assert await client.turn("c", str(stream.turn_id)) == {
+            **state["turn"],
+            "message": state["messages"][-1],
+        }
         with pytest.raises(RequestRefusedError):
             await client.approve("c", "x", True)
     assert mixed.runs == 1
@@ -319,6 +323,19 @@ async def test_bad_frames_end_their_own_connection(
             assert seen == answer
         await wait_for(lambda: served.sockets() == 0)
     assert caplog.records == []
+
+
+async def test_one_socket_too_many_is_told_to_try_later() -> None:
+    async with (
+        serving(Mixed(), limits=Limits(server=ServerLimits(websockets=1))) as served,
+        websocket(served),
+        websocket(served) as late,
+    ):
+        assert (await hear(late))["reason"] == "try_later"
+        with pytest.raises(ConnectionClosed) as caught:
+            await late.get_message()
+        assert caught.value.reason is not None
+        assert caught.value.reason.code == 1013
 
 
 async def test_a_full_listener_refuses_with_a_sentence() -> None:

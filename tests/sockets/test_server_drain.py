@@ -260,7 +260,7 @@ def start() -> Iterator[object]:
         process.communicate()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_drains_and_exits_with_0(start: object, number: signal.Signals) -> None:
     """Within `drain_s` and a second, with a stalled reader and an idle connection; the app is shut down."""
     process, _ = start(0.3)  # type: ignore[operator]

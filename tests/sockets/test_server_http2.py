@@ -133,6 +133,32 @@ async def test_closed_window_holds_the_app() -> None:
                 await client.raw.stream.receive_some(1 << 16)
 
 
+@pytest.mark.parametrize("leaves", ["connection", "stream"])
+async def test_an_app_that_waits_for_a_window_hears_that_its_client_left(leaves: str) -> None:
+    ended = trio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await start_stream(send)
+        with pytest.raises(ClientGoneError):
+            await write_for_ever(
+                send, {"type": "http.response.body", "body": bytes(10_000), "more_body": True}
+            )
+        ended.set()
+
+    async with open_server(app, limits=LIMITS, http2=True) as server:
+        client = await connect(server)
+        await client.get(1)
+        await client.wait_event(h2.events.DataReceived, acknowledge=False)
+        await trio.sleep(0.1)
+        if leaves == "connection":
+            client.raw.reset()
+        else:
+            client.protocol.reset_stream(1)
+            await client.flush()
+        with trio.fail_after(1):
+            await ended.wait()
+
+
 async def test_a_reset_stream_tells_its_app_alone() -> None:
     ends: list[str] = []
 

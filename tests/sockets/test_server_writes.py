@@ -14,7 +14,8 @@ from penstock.errors import ClientGoneError
 from penstock.limits import ServerLimits
 from penstock.metrics import NopMetrics
 from penstock.server.drain import Drain
-from penstock.server.peer import Peer, Service
+from penstock.server.peer import Peer
+from penstock.server.service import Service
 from penstock.server.tcp import TcpStream
 
 BIG = 8 << 20
@@ -70,6 +71,7 @@ async def test_nothing_is_written_after_the_end() -> None:
         config=Config(),
         state={},
         http2=False,
+        deflater=None,
         tls=None,
     )
     peer = Peer(service, TcpStream(ours), None)

@@ -13,12 +13,16 @@ import pytest
 import trio
 from chat_socket import ChatSocket, Json, chat_server, connect, handshake, user
 from raw import TestServer, parse_head, wait_for
+from test_server_tls import certificate
+from test_server_tls import connect as connect_tls
 from wsproto.events import BytesMessage, CloseConnection, TextMessage
 
 from penstock import Limits, Turn, chat_app
 from penstock.limits import ConnectionLimits, HubLimits, ServerLimits, TurnLimits, ViewerLimits
 from penstock.web.auth import Denied, Request
 from penstock.wire.sse_parser import ServerSentEvent, SseParser
+
+__all__ = ["certificate"]
 
 lane = lanes.lane
 both_lanes = pytest.mark.usefixtures("lane")
@@ -83,7 +87,8 @@ async def one_socket(
 async def sse(server: TestServer, chat: str, after: str | None = None) -> list[ServerSentEvent]:
     """Resume a chat's turn over SSE, to the end of what there is."""
     query = f"?after={after}&sdk=7" if after else "?sdk=7"
-    async with httpx2.AsyncClient(timeout=5, trust_env=False) as client:
+    # Without the certificates that are of no use here, and take 30 ms to read.
+    async with httpx2.AsyncClient(timeout=5, trust_env=False, verify=False) as client:
         response = await client.get(f"http://127.0.0.1:{server.port}/api/chat/{chat}/stream{query}")
     assert response.status_code == 200
     return [event for event in SseParser().feed(response.content) if event.data != "[DONE]"]
@@ -603,30 +608,71 @@ async def test_a_client_of_6_is_sent_no_chunk_of_7() -> None:
         assert "tool-approval-request" not in [chunk["type"] for chunk in client.chunks("1")]
 
 
+@pytest.mark.parametrize(("reason", "code"), [("drain", 1001), ("restart", 1012)])
 @both_lanes
-async def test_a_drain_lets_turns_end_then_says_when_to_come_back() -> None:
-    told = Told()
-    async with one_socket(told) as (server, client):
+async def test_a_drain_lets_turns_end_then_says_when_to_come_back(reason: str, code: int) -> None:
+    told, restart = Told(), trio.Event()
+    async with chat_server(chat_app(told), restart=restart) as server:
+        client = await connect(server)
         idle = await connect(server)
         await client.send("1", "x")
         await client.until("chunk")
         await client.ask("watch", "w", id="c")
-        server.shutdown.set()
+        (restart if reason == "restart" else server.shutdown).set()
         closing = await idle.next()
         assert closing["requestId"] == ""
-        assert (closing["type"], closing["reason"], closing["reconnect"]) == ("closing", "drain", True)
+        assert (closing["type"], closing["reason"], closing["reconnect"]) == ("closing", reason, True)
         assert 500 <= closing["retryMs"] <= 3_000
-        assert await idle.end() == (1001, "drain")
+        assert await idle.end() == (code, reason)
         while not any(frame.get("event") == "closing" for frame in client.of("w")):
             await client.next()
+        assert client.of("w")[-1]["data"]["reason"] == reason
         await client.send("2", "y", chat="new")
         assert (await client.until("error", "2"))["errorText"].endswith("Please try again.")
         told.write("to the end")
         told.end()
         await client.until("end", "1")
         assert client.text("1") == "to the end"
-        assert await client.end() == (1001, "drain")
+        assert await client.end() == (code, reason)
         assert client.frames[-1]["type"] == "closing"
+
+
+@both_lanes
+async def test_one_socket_too_many_is_told_to_try_later() -> None:
+    """After the handshake: a page can read that, and of a 503 only that it failed. Those that are open go on."""
+    limits = Limits(server=ServerLimits(websockets=2))
+    async with chat_server(chat_app(hello, limits=limits)) as server:
+        first, second, third = [await connect(server) for _ in range(3)]
+        closing = await third.next()
+        assert (closing["type"], closing["reason"], closing["reconnect"]) == ("closing", "try_later", True)
+        assert 500 <= closing["retryMs"] <= 3_000
+        assert await third.end() == (1013, "try_later")
+        assert (await server.get("/api/chat/none"))[0] == 404
+        first.raw.close()
+        await wait_for(lambda: server.metrics.get("server_connections") == 1)
+        for client in (second, await connect(server)):
+            await client.send("1", "x")
+            await client.until("end", "1")
+
+
+async def test_what_a_full_server_refuses_is_the_request_and_not_the_socket() -> None:
+    limits = Limits(hub=HubLimits(running_turns=1), connection=ConnectionLimits(requests=2))
+    told = Told()
+    async with chat_server(chat_app(told, limits=limits)) as server:
+        client = await connect(server)
+        await client.send("1", "x", chat="a")
+        await client.until("chunk", "1")
+        await client.send("2", "x", chat="b")
+        error = await client.until("error", "2")
+        assert (error["status"], error["retryMs"]) == (503, 5_000)
+        await client.ask("watch", "w", id="a")
+        await client.ask("watch", "one more", id="a")
+        assert (await client.until("error", "one more"))["status"] == 429
+        told.end("a")
+        await client.until("end", "1")
+        told.end("b")
+        await client.send("3", "x", chat="b")
+        await client.until("end", "3")
 
 
 async def test_a_drain_does_not_wait_for_ever() -> None:
@@ -702,23 +748,51 @@ async def test_a_slow_client_is_told_and_closed_with_4429() -> None:
         assert all(words.count(number) == 40_000 for number in set(words[:-40_000]))
 
 
-@pytest.mark.parametrize("answers", [True, False])
-async def test_a_quiet_client_is_pinged_and_must_answer(answers: bool) -> None:
-    limits = Limits(connection=ConnectionLimits(keepalive_s=0.1))
-    server_limits = ServerLimits(pong_wait_s=0.3, linger_s=0.1, drain_s=0.2)
+@pytest.mark.parametrize(("tls", "deflates"), [(False, False), (True, True)])
+async def test_a_quiet_client_is_pinged_and_must_answer(
+    tls: bool, deflates: bool, certificate: dict[str, Any]
+) -> None:
+    """One answers, and stays; the other does not. Neither is sent a ping as a message."""
+    limits = Limits(connection=ConnectionLimits(keepalive_s=0.05))
+    server_limits = ServerLimits(pong_wait_s=0.2, linger_s=0.1, drain_s=0.2)
+    options = {"ws_deflate": deflates, **(certificate if tls else {})}
+    async with chat_server(chat_app(hello, limits=limits), server_limits, **options) as server:
+        said = handshake(sec_websocket_extensions="permessage-deflate")
+        alive, dead = [
+            ChatSocket(await connect_tls(server, certificate) if tls else await server.connect())
+            for _ in range(2)
+        ]
+        for client in (alive, dead):
+            await client.raw.send(said)
+            await client.accepted()
+        dead.answers_pings = False
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(alive.end)
+            with trio.fail_after(1):
+                assert await dead.end() == (1006, "")
+            assert server.metrics.get("server_timeouts", phase="pong") == 1
+            await trio.sleep(0.3)
+            nursery.cancel_scope.cancel("it has lived long enough")
+        assert dead.pings >= 1
+        assert alive.pings >= 2
+        assert alive.frames == dead.frames == []
+        assert server.metrics.get("server_connections") == 1
+        await alive.send("1", "x")
+        await alive.until("end", "1")
+
+
+async def test_a_client_whose_answers_wait_to_be_read_is_not_given_up() -> None:
+    """Any byte is a sign of life, of a message that is not whole as well."""
+    limits = Limits(connection=ConnectionLimits(keepalive_s=0.05))
+    server_limits = ServerLimits(pong_wait_s=0.3, drain_s=0.1)
     async with chat_server(chat_app(hello, limits=limits), server_limits) as server:
         client = await connect(server)
-        client.answers_pings = answers
-        with trio.move_on_after(1.2) as patience:
-            await client.end()
-        assert patience.cancelled_caught is answers
-        assert client.pings >= (3 if answers else 1)
-        assert server.metrics.get("server_timeouts", phase="pong") == (0 if answers else 1)
-        if answers:
-            await client.send("1", "x")
-            await client.until("end", "1")
-        else:
-            await wait_for(lambda: server.metrics.get("server_connections") == 0)
+        await client.raw.send(b"\x81\xfe\x7f\xff" + bytes(4))
+        for _ in range(8):
+            await client.raw.send(b"x")
+            await trio.sleep(0.08)
+        assert server.metrics.get("server_timeouts", phase="pong") == 0
+        assert server.metrics.get("server_connections") == 1
 
 
 async def test_where_the_server_has_no_ping_it_is_a_message() -> None:

@@ -18,10 +18,9 @@ from parts import require
 from penstock import Turn, chat_app
 
 TESTS = Path(__file__).parent.parent
-PEERS = ("ws", "websockets", "Chromium")
 
 
-@pytest.fixture(params=PEERS)
+@pytest.fixture
 def command(request: pytest.FixtureRequest) -> list[str]:
     """How to start a client, but for the server's address."""
     if request.param == "websockets":
@@ -46,8 +45,17 @@ async def answer(turn: Turn) -> None:
             await text.write(word)
 
 
-async def test_a_peer_sends_resumes_and_is_closed_politely(command: list[str]) -> None:
-    async with chat_server(chat_app(answer)) as server:
+@pytest.mark.parametrize(
+    ("command", "deflates"),
+    [("ws", False), ("ws", True), ("websockets", False), ("websockets", True), ("Chromium", True)],
+    indirect=["command"],
+)
+async def test_a_peer_sends_resumes_and_is_closed_politely(command: list[str], deflates: bool) -> None:
+    """All of them offer to compress; where that is taken up, what they say and hear is the same.
+
+    Chromium without it is in `tests/examples/test_react.py`.
+    """
+    async with chat_server(chat_app(answer), ws_deflate=deflates) as server:
         address = f"127.0.0.1:{server.port}"
         line = [part.format(address) for part in command]
         async with trio.open_nursery() as nursery:
@@ -60,14 +68,14 @@ async def test_a_peer_sends_resumes_and_is_closed_politely(command: list[str]) -
                 assert said == b"ready"
                 server.shutdown.set()
                 seen = json.loads(await read_line(process))
-    check(seen)
+    check(seen, deflates)
 
 
-def check(seen: dict[str, Any]) -> None:
+def check(seen: dict[str, Any], deflates: bool) -> None:
     """Check what a client saw."""
     assert (seen["code"], seen["reason"]) == (1001, "drain")
     assert seen["protocol"] == "chat"
-    assert not seen["extensions"]
+    assert ("permessage-deflate" in seen["extensions"]) is deflates
     assert seen["pongs"] == ["there?"]
     first, second = ([frame for frame in seen["frames"] if frame["requestId"] == each] for each in "12")
     chunks = [[frame["chunk"] for frame in frames[1:-1]] for frames in (first, second)]

@@ -94,6 +94,9 @@ def test_all_other_frames() -> None:
     approve = read(type="approve", id="c", approvalId="a", approved=True)
     assert isinstance(approve, Act)
     assert (approve.kind, approve.fields["approvalId"]) == ("approve", "a")
+    turn = read(type="turn", id="c", turnId="t")
+    assert isinstance(turn, Act)
+    assert (turn.kind, turn.fields["turnId"]) == ("turn", "t")
 
 
 NAMELESS = {
@@ -178,7 +181,7 @@ names = st.sampled_from(
         "trigger",
     ]
 )
-kinds = st.sampled_from(["send", "resume", "abort", "stop", "approve", "watch", "unwatch", "x"])
+kinds = st.sampled_from(["send", "resume", "abort", "stop", "approve", "turn", "watch", "unwatch", "x"])
 
 
 @given(st.dictionaries(names, values | kinds | st.just("r") | st.just([USER]), max_size=8))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import sys
 from collections.abc import Awaitable, Callable
@@ -12,7 +13,7 @@ from typing import Any, Literal, NoReturn
 import click
 import trio
 
-from penstock.limits import ConnectionLimits, Limits, ServerLimits, TurnLimits
+from penstock.limits import ConnectionLimits, Limits, RelayLimits, ServerLimits, TurnLimits
 
 _DEFAULTS = Limits()
 _TRANSPORT = click.option(
@@ -35,13 +36,48 @@ def main() -> None:
     "--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0: any free one."
 )
 @click.option(
+    "--workers",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1, _DEFAULTS.supervisor.workers),
+    help="Processes on this address. With more than one, SIGHUP replaces them one by one.",
+)
+@click.option(
     "--journal",
     default="sqlite:penstock.db",
     show_default=True,
-    help="Where turns last: sqlite:FILE, or memory: for as long as the process.",
+    help="Where turns last: sqlite:FILE, redis://HOST, or memory: for as long as the process.",
 )
-@click.option("--upstream", metavar="URL", help="Relay an OpenAI-compatible server, as http://host:11434/v1")
-@click.option("--model", metavar="NAME", help="The upstream's model.")
+@click.option(
+    "--upstream", metavar="URL", help="Relay a model's server, as http://host:11434/v1, or a chat backend."
+)
+@click.option(
+    "--protocol",
+    type=click.Choice(["openai", "responses", "anthropic", "ui-stream", "chat"]),
+    help="What the upstream speaks; openai, if you leave it out.",
+)
+@click.option("--model", metavar="NAME", help="The upstream's model: for openai, responses, anthropic.")
+@click.option(
+    "--forward-header",
+    "forward_headers",
+    multiple=True,
+    metavar="NAME",
+    help="A header of the client's, as cookie, that the backend gets: for ui-stream. Repeatable.",
+)
+@click.option(
+    "--upstream-silence-s",
+    default=_DEFAULTS.relay.silence_s,
+    show_default=True,
+    type=click.FloatRange(1),
+    help="Seconds until an upstream that sends nothing is given up.",
+)
+@click.option(
+    "--thinking-s",
+    default=_DEFAULTS.relay.thinking_s,
+    show_default=True,
+    type=click.FloatRange(0),
+    help="Seconds between two signs to the client that the upstream is at it; 0: none.",
+)
 @click.option(
     "--sdk-version",
     default="6",
@@ -50,6 +86,7 @@ def main() -> None:
     help="The clients' version of the npm package ai, where they don't say it.",
 )
 @click.option("--http2", is_flag=True, help="Allow HTTP/2.")
+@click.option("--ws-deflate", is_flag=True, help="Compress WebSocket messages where the client offers to.")
 @click.option("--certfile", type=click.Path(exists=True, dir_okay=False), help="TLS certificate, PEM.")
 @click.option("--keyfile", type=click.Path(exists=True, dir_okay=False), help="Its key, PEM.")
 @click.option(
@@ -90,11 +127,17 @@ def serve(
     producer: str | None,
     host: str,
     port: int,
+    workers: int,
     journal: str,
     upstream: str | None,
+    protocol: str | None,
     model: str | None,
+    forward_headers: tuple[str, ...],
+    upstream_silence_s: float,
+    thinking_s: float,
     sdk_version: str,
     http2: bool,
+    ws_deflate: bool,
     certfile: str | None,
     keyfile: str | None,
     keepalive_s: float,
@@ -103,36 +146,65 @@ def serve(
     orphan_grace_s: float,
     log_level: str,
 ) -> None:
-    """Serve chats that MODULE:FUNCTION answers, or the built-in model.
+    """Serve chats that MODULE:FUNCTION answers, an upstream, or the built-in model.
 
-    FUNCTION is `async def answer(turn: penstock.Turn) -> None`.
+    FUNCTION is `async def answer(turn: penstock.Turn) -> None`. The upstream's API key is PENSTOCK_UPSTREAM_API_KEY, in the
+    environment.
     """
-    from penstock.cli.serve import load_producer, run_server
+    from penstock.cli.serve import open_producer, open_relay, run_server, run_supervisor
+    from penstock.server.worker import Worker
 
-    logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    worker = Worker.of_this_process()
+    who = "" if worker is None else f"worker {worker.number} "
+    logging.basicConfig(
+        level=log_level.upper(), format=f"%(asctime)s %(levelname)s {who}%(name)s: %(message)s"
+    )
     if producer is not None and upstream is not None:
         raise click.UsageError("Give MODULE:FUNCTION or --upstream, not both.")
-    if (upstream is None) != (model is None):
-        raise click.UsageError("--upstream and --model go together.")
+    if upstream is None and (protocol or model or forward_headers):
+        raise click.UsageError("--protocol, --model and --forward-header go with --upstream.")
     if (certfile is None) != (keyfile is None):
         raise click.UsageError("--certfile and --keyfile go together.")
+    if workers > 1 and journal.startswith("memory:"):
+        raise click.UsageError(
+            "--workers needs a journal that they share: redis://HOST, nats://HOST or sqlite:FILE."
+        )
     limits = Limits(
         connection=ConnectionLimits(keepalive_s=keepalive_s, write_stall_s=write_stall_s),
         server=ServerLimits(write_stall_s=write_stall_s, drain_s=drain_s),
         turn=TurnLimits(orphan_grace_s=orphan_grace_s),
+        relay=RelayLimits(
+            first_byte_s=upstream_silence_s, silence_s=upstream_silence_s, thinking_s=thinking_s or math.inf
+        ),
     )
     try:
-        answer = load_producer(producer, upstream, model)
+        if workers > 1 and worker is None:
+            sys.exit(
+                run_supervisor(
+                    host=host,
+                    port=port,
+                    workers=workers,
+                    scheme="http" if certfile is None else "https",
+                    limits=limits,
+                    say=lambda line: click.echo(line, err=True),
+                )
+            )
         run_server(
-            answer,
+            lambda: (
+                open_producer(producer)
+                if upstream is None
+                else open_relay(upstream, protocol or "openai", model, forward_headers, limits)
+            ),
             journal=journal,
             sdk_version=sdk_version,
             host=host,
             port=port,
             http2=http2,
+            ws_deflate=ws_deflate,
             certfile=certfile,
             keyfile=keyfile,
             limits=limits,
+            worker=worker,
             say=lambda line: click.echo(line, err=True),
         )
     except (ValueError, OSError) as exc:

@@ -7,13 +7,18 @@ import importlib
 import inspect
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
+from typing import NamedTuple, TypeAlias
 
 import trio
 
 from penstock.errors import AppStartupError
 from penstock.limits import Limits
 from penstock.server import serve_until_signalled
+from penstock.server.worker import Worker
+from penstock.turns.hub import Recover
 from penstock.turns.turn import Producer
 from penstock.web.quart import chat_app
 from penstock.wire.versions import parse_sdk_version
@@ -22,16 +27,45 @@ GC_OBJECTS = 50_000
 """New containers until a collection of the young ones: some hundred short turns make as many, in 10 MB."""
 
 
-def load_producer(name: str | None, upstream: str | None, model: str | None) -> Producer:
-    """Find the producer that the command line names: `module:function`, a relay, or the built-in model.
+class Answering(NamedTuple):
+    """Who writes the turns, and what is asked for the rest of one whose process died."""
+
+    answer: Producer
+    recover: Recover | None
+
+
+OpenAnswering: TypeAlias = Callable[[], AbstractAsyncContextManager[Answering]]
+
+
+@asynccontextmanager
+async def open_relay(
+    url: str, protocol: str, model: str | None, forward_headers: Sequence[str], limits: Limits
+) -> AsyncIterator[Answering]:
+    """Open the upstream that the command line names. Turns share its connections.
+
+    Raises:
+        ValueError: with a sentence that says what can't be used.
+    """
+    from penstock.relay.protocols import make_protocol
+    from penstock.relay.upstream import open_upstream
+
+    spoken = make_protocol(protocol, model, forward_headers=forward_headers, limits=limits.wire)
+    async with open_upstream(url, protocol=spoken, limits=limits) as upstream:
+        yield Answering(upstream.answer, upstream.recover)
+
+
+@asynccontextmanager
+async def open_producer(name: str | None) -> AsyncIterator[Answering]:
+    """Open, as `open_relay` does, what needs no opening: see `load_producer`."""
+    yield Answering(load_producer(name), None)
+
+
+def load_producer(name: str | None) -> Producer:
+    """Find the producer that the command line names, as `module:function`, or else the built-in model.
 
     Raises:
         ValueError: with a sentence that says what to type instead.
     """
-    if upstream is not None and model is not None:
-        from penstock.relay.upstream import relay
-
-        return relay(upstream, model)
     if name is None:
         from penstock.demo.model import answer
 
@@ -55,42 +89,59 @@ def load_producer(name: str | None, upstream: str | None, model: str | None) -> 
 
 
 def run_server(
-    answer: Producer,
+    open_answering: OpenAnswering,
     *,
     journal: str,
     sdk_version: str,
     host: str,
     port: int,
     http2: bool,
+    ws_deflate: bool,
     certfile: str | None,
     keyfile: str | None,
     limits: Limits,
+    worker: Worker | None,
     say: Callable[[str], None],
 ) -> None:
-    """Serve until a signal, then drain.
+    """Serve until a signal, then drain; as a supervisor's worker, on what it has bound.
 
     Raises:
         ValueError: if it can't start, with a sentence that says why.
     """
-    app = chat_app(answer, journal=journal, sdk_version=parse_sdk_version(sdk_version), limits=limits)
 
     async def run() -> None:
-        async with trio.open_nursery() as nursery:
-            binds = await nursery.start(
-                lambda task_status: serve_until_signalled(
-                    app,
-                    host=host,
-                    port=port,
-                    http2=http2,
-                    certfile=certfile,
-                    keyfile=keyfile,
-                    limits=limits.server,
-                    task_status=task_status,
-                )
+        async with open_answering() as (answer, recover):
+            app = chat_app(
+                answer,
+                journal=journal,
+                sdk_version=parse_sdk_version(sdk_version),
+                recover=recover,
+                limits=limits,
             )
-            _spare_the_collector()
-            for bind in binds:
-                say(f"penstock is listening on {bind}  (chat at /, API at /api/chat, Ctrl-C ends it)")
+            async with trio.open_nursery() as nursery:
+
+                async def serve(task_status: trio.TaskStatus[list[str]]) -> None:
+                    await serve_until_signalled(
+                        app,
+                        host=host,
+                        port=port,
+                        sockets=None if worker is None else worker.sockets,
+                        spare_sockets=() if worker is None else worker.spare_sockets,
+                        http2=http2,
+                        ws_deflate=ws_deflate,
+                        certfile=certfile,
+                        keyfile=keyfile,
+                        limits=limits.server,
+                        task_status=task_status,
+                    )
+                    nursery.cancel_scope.cancel("the server has ended")
+
+                urls = await nursery.start(serve)
+                _spare_the_collector()
+                if worker is None:
+                    _say_urls(say, urls)
+                else:
+                    await worker.run()
 
     try:
         trio.run(run)
@@ -99,6 +150,43 @@ def run_server(
         if problem is None:
             raise
         raise ValueError(problem) from group
+
+
+def run_supervisor(
+    *, host: str, port: int, workers: int, scheme: str, limits: Limits, say: Callable[[str], None]
+) -> int:
+    """Keep so many processes with this command line, until a signal. Returns the status to exit with.
+
+    Raises:
+        ValueError: if the address can't be bound, or the workers don't start, with a sentence that says why.
+    """
+    from penstock.server.supervisor import SupervisionError, supervise
+
+    try:
+        trio.run(
+            partial(
+                supervise,
+                [sys.executable, *sys.orig_argv[1:]],
+                host=host,
+                port=port,
+                workers=workers,
+                scheme=scheme,
+                limits=limits,
+                say=partial(_say_urls, say),
+            )
+        )
+    except OSError as exc:
+        raise ValueError(f"can't listen on {host}, port {port}: {exc.strerror}") from exc
+    except SupervisionError as exc:
+        if str(exc):
+            say(f"Error: {exc}")
+        return exc.status
+    return 0
+
+
+def _say_urls(say: Callable[[str], None], urls: Sequence[str]) -> None:
+    for url in urls:
+        say(f"penstock is listening on {url}  (chat at /, API at /api/chat, Ctrl-C ends it)")
 
 
 def _spare_the_collector() -> None:

@@ -155,7 +155,7 @@ class Client:
             RequestError: it can't be had.
         """
         _check(chat_id)
-        return await self._endpoint.get(chat_id, "turns", turn_id)
+        return await self._endpoint.turn(chat_id, turn_id)
 
 
 @asynccontextmanager

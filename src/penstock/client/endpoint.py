@@ -5,10 +5,8 @@ Streams are begun here, and read elsewhere.
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack
-from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -24,7 +22,7 @@ from penstock.errors import (
     RequestRefusedError,
     ServerUnreachableError,
 )
-from penstock.http import open_body
+from penstock.http import open_body, retry_after_s
 from penstock.limits import ClientLimits, WireLimits
 from penstock.wire.codec import decode_json, encode_json
 
@@ -132,6 +130,10 @@ class Endpoint:
         """Return a chat's state, None if there is no such chat; raises as `ask`."""
         return await self.get(chat_id)
 
+    async def turn(self, chat_id: str, turn_id: str) -> dict[str, Any] | None:
+        """Return a turn's state, None if there is no such turn; raises as `ask`."""
+        return await self.get(chat_id, "turns", turn_id)
+
     async def get(self, *path: str) -> dict[str, Any] | None:
         """Return an object, None if there is none; raises as `ask`."""
         try:
@@ -188,7 +190,7 @@ class Endpoint:
         return RequestRefusedError(
             sentence or f"The server answered with status {response.status_code}.",
             status=response.status_code,
-            retry_after_s=_retry_after_s(response.headers.get("retry-after")),
+            retry_after_s=retry_after_s(response.headers.get("retry-after")),
         )
 
     def why(self, error: httpx2.TransportError | None) -> str:
@@ -212,18 +214,6 @@ def _segment(text: str) -> bytes:
         return quote(text, safe="").encode("ascii")
     except UnicodeEncodeError as exc:
         raise LocalProtocolError("an id in a URL holds text that has no UTF-8 form") from exc
-
-
-def _retry_after_s(text: str | None) -> float | None:
-    """Read `Retry-After`: seconds, or a date. Source: RFC 9110 section 10.2.3."""
-    if text is None:
-        return None
-    if text.isascii() and text.isdigit():
-        return float(text[:9])
-    try:
-        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
-    except (ValueError, OverflowError):
-        return None
 
 
 def as_object(value: Any) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from penstock.wire.sse_parser import ServerSentEvent
 UNREAD_CHARS = 1 << 20
 """What may wait for one caller: a second of the fastest models, a few thousand chunks of a replay."""
 _TOO_BIG = 1009
-_ACTS = ("stop", "approve")
+_ACTS = ("stop", "approve", "turn")
 _FINAL = frozenset([1002, 1003, 1007, 1008, _TOO_BIG, 1010])
 """Close codes that say that the fault is ours. Source: RFC 6455 section 7.4; `closing.py`."""
 

@@ -1,7 +1,6 @@
 """A chat endpoint over one WebSocket, opened when it is needed and again when it has dropped.
 
 Where the upgrade is refused, requests go over HTTP: this one, where the server is only busy, and else all that follow.
-What has no frame, a turn's state, does so always.
 """
 
 from __future__ import annotations
@@ -103,6 +102,18 @@ class SocketEndpoint(Endpoint):
         state = as_object(decode_json(events[0].data.encode(), limits=self.wire))
         # A chat exists from its first turn on.
         return None if state.get("turn") is None else state
+
+    async def turn(self, chat_id: str, turn_id: str) -> dict[str, Any] | None:
+        """See `Endpoint.turn`."""
+        requests = await self._socket_to_ask()
+        if requests is None:
+            return await super().turn(chat_id, turn_id)
+        try:
+            return as_object(await self._value(requests, "turn", id=chat_id, turnId=turn_id))
+        except RequestRefusedError as exc:
+            if exc.status == 404:
+                return None
+            raise
 
     async def _value(self, requests: Requests, kind: str, **fields: Any) -> Any:
         answer = requests.begin(kind, **fields)

@@ -76,9 +76,9 @@ class OnClose:
         while self._pending:
             registration, _ = self._pending.popitem()
             try:
-                with trio.fail_after(self._callback_s):
-                    result = registration._callback(reason)
-                    if inspect.isawaitable(result):
+                result = registration._callback(reason)
+                if inspect.isawaitable(result):
+                    with trio.fail_after(self._callback_s):
                         await result
             except Exception as exc:
                 logger.error("an on-close callback failed", exc_info=exc)

@@ -56,6 +56,7 @@ class Connection:
         "_ending",
         "_ending_reason",
         "_fast",
+        "_finishing",
         "_frames",
         "_keepalive_frame",
         "_keepalives",
@@ -91,7 +92,8 @@ class Connection:
         self._closed = trio.lowlevel.ParkingLot()
         self._fast = False
         """Whether the writer is at rest: nothing waits, and a frame may be written at once."""
-        self._drained = False
+        self._finishing = self._drained = False
+        """Whether the stream's end is on its way, and whether the transport has it all."""
         self._ending_reason: CloseReason | None = None
         """Why the connection is to close once what waits is written."""
         self._write_began: float | None = None
@@ -119,7 +121,7 @@ class Connection:
 
     async def send_frame(self, frame: bytes) -> None:
         """Like `send`, for bytes that are framed already: one event or many."""
-        if self._frames % _FRAMES_PER_CHECKPOINT:
+        if (self._frames + 1) % _FRAMES_PER_CHECKPOINT:
             await trio.lowlevel.checkpoint_if_cancelled()
         else:
             await trio.lowlevel.checkpoint()
@@ -188,8 +190,12 @@ class Connection:
     async def aclose(self, reason: CloseReason = CloseReason.finished) -> None:
         """Write what waits, then the stream's ending and the end of the response. Nothing can be sent any more.
 
+        A reason that no client can be told (one without a code in `closing.py`) cuts the stream instead.
+
         After `drain_s` the stream is cut instead. Idempotent. Cancelled, it is still closing.
         """
+        if reason.code is None:
+            self.close(reason)
         self._begin_ending(reason)
         self._wake_writer()
         with trio.move_on_after(self._limits.drain_s):
@@ -209,9 +215,7 @@ class Connection:
         # The writer is at rest, and is not needed for one write.
         self._begin_ending(CloseReason.finished)
         self._fast = False
-        with trio.move_on_after(self._limits.drain_s):
-            await self._write()
-        self.close(CloseReason.write_stalled)
+        await self._write()
 
     def close(self, reason: CloseReason) -> None:
         """Cut the stream and cancel the producer, unless the connection is closed: the first reason stays."""
@@ -245,12 +249,12 @@ class Connection:
     async def _begin(self) -> None:
         """The writer task, from the stream's beginning."""
         try:
-            await self._timed(self._transport.start())
-            await self._write_once(self._opening)
+            await self._timed(self._transport.start(self._opening))
         except OSError:
             self.close(CloseReason.client_gone)
-        else:
-            await self._write()
+            return
+        self._count(self._opening)
+        await self._write()
 
     async def _write(self) -> None:
         """The writer task: nothing else touches the sending side of the transport meanwhile."""
@@ -263,7 +267,8 @@ class Connection:
                         self._fast = True
                         return
                     data = await self._waiting.take()
-                await self._write_once(data)
+                await self._timed(self._transport.write(data))
+                self._count(data)
                 self._waiting.written(len(data))
         except trio.EndOfChannel:
             pass
@@ -271,19 +276,20 @@ class Connection:
             self.close(CloseReason.client_gone)
             return
         try:
-            await self._write_once(self._ending)
+            self._finishing = True
+            await self._timed(
+                self._transport.finish(self._ending, self._ending_reason or CloseReason.finished)
+            )
+            self._count(self._ending)
             self._drained = True
-            await self._timed(self._transport.finish(self._ending_reason or CloseReason.finished))
         except OSError:
             self.close(CloseReason.client_gone)
         self.close(self._ending_reason or CloseReason.finished)
 
-    async def _write_once(self, data: bytes) -> None:
-        if not data:
-            return
-        await self._timed(self._transport.write(data))
-        self._writes += 1
-        self._bytes += len(data)
+    def _count(self, data: bytes) -> None:
+        if data:
+            self._writes += 1
+            self._bytes += len(data)
 
     async def _timed(self, write: Awaitable[None]) -> None:
         self._write_began = trio.current_time()
@@ -317,8 +323,8 @@ class Connection:
         self._client_gone()
 
     def _client_gone(self) -> None:
-        # That a client leaves after the whole stream was written is not news.
-        if not self._drained:
+        # That a client leaves with the whole stream is not news, and of one that leaves without, the write tells.
+        if not self._finishing:
             self.close(CloseReason.client_gone)
 
 

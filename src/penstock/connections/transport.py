@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
-from penstock.asgi import DirectStream, Receive, Scope, Send
+from penstock.asgi import DirectStream, Message, Receive, Scope, Send
 from penstock.closing import CloseReason
 
 
@@ -24,8 +24,12 @@ class Transport(Protocol):
     def direct(self) -> bool:
         """Whether `write_nowait` can write, once `start` has returned."""
 
-    async def start(self) -> None:
-        """Send what precedes the stream: the response's head."""
+    async def start(self, opening: bytes) -> None:
+        """Send what precedes the stream, the response's head, and its first bytes; there may be none.
+
+        Raises:
+            OSError: if the client has gone.
+        """
 
     async def write(self, data: bytes) -> None:
         """Write bytes; return when they are on their way.
@@ -43,8 +47,14 @@ class Transport(Protocol):
             OSError: if the client has gone.
         """
 
-    async def finish(self, reason: CloseReason) -> None:
-        """End the stream politely, for a reason that the client is told where its protocol has a place for it."""
+    async def finish(self, ending: bytes, reason: CloseReason) -> None:
+        """Send the stream's last bytes, possibly none, and end it politely.
+
+        The client is told the reason where its protocol has a place for it.
+
+        Raises:
+            OSError: if the client has gone.
+        """
 
     def abort(self) -> None:
         """Cut the stream at once, as one that is not complete; a `write` that is stuck returns or raises."""
@@ -74,11 +84,16 @@ class AsgiTransport:
         self._stream: DirectStream | None = scope.get("extensions", {}).get("penstock.stream")
         self.direct = False
 
-    async def start(self) -> None:
+    async def start(self, opening: bytes) -> None:
         """See `Transport.start`."""
-        await self._send({"type": "http.response.start", "status": 200, "headers": self._headers})
+        head: Message = {"type": "http.response.start", "status": 200, "headers": self._headers}
         self._headers = None
+        if opening and self._stream is not None:
+            head["penstock.hold"] = True
+        await self._send(head)
         self.direct = self._stream is not None and self._stream.direct
+        if opening:
+            await self.write(opening)
 
     async def write(self, data: bytes) -> None:
         """See `Transport.write`."""
@@ -94,8 +109,10 @@ class AsgiTransport:
         """See `Transport.write_nowait`."""
         return self.direct and self._stream is not None and self._stream.write(data)
 
-    async def finish(self, reason: CloseReason) -> None:
+    async def finish(self, ending: bytes, reason: CloseReason) -> None:
         """See `Transport.finish`."""
+        if ending and (self._stream is None or not self._stream.hold(ending)):
+            await self.write(ending)
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
     def abort(self) -> None:

@@ -17,7 +17,7 @@ class AsgiWebSocket:
     """A WebSocket.
 
     The messages that come in are the caller's to `receive`; it says with `client_left` that the client has gone, which
-    only our own server tells without being asked. Where the server offers no direct stream a ping is a message.
+    only our own server tells without being asked. On a server that is not ours a ping is a message.
 
         transport = AsgiWebSocket(scope, send)
         async with open_connection(transport, opening=b"", ending=b"", keepalive_frame=PING_LINE) as connection:
@@ -57,16 +57,21 @@ class AsgiWebSocket:
             message = self._stream.disconnect  # It may have left while nobody waited for its next message.
         return None if message is None else (message.get("code", 1005), message.get("reason") or "")
 
-    async def start(self) -> None:
+    async def start(self, opening: bytes) -> None:
         """See `Transport.start`."""
         await self._send({"type": "websocket.accept", "subprotocol": self._subprotocol, "headers": []})
         self.direct = self._stream is not None and self._stream.direct
+        if opening:
+            await self.write(opening)
 
     async def write(self, data: bytes) -> None:
         """See `Transport.write`."""
         if self._stream is None or not self.direct:
             for line in data.split(b"\n")[:-1]:
-                await self._send({"type": "websocket.send", "text": (line or PING).decode()})
+                if line or self._stream is None:
+                    await self._send({"type": "websocket.send", "text": (line or PING).decode()})
+                else:
+                    await self._stream.ping()
             return
         while not self._stream.write(data):
             await self._stream.wait_writable()
@@ -76,8 +81,11 @@ class AsgiWebSocket:
         """See `Transport.write_nowait`."""
         return self.direct and self._stream is not None and self._stream.write(data)
 
-    async def finish(self, reason: CloseReason) -> None:
+    async def finish(self, ending: bytes, reason: CloseReason) -> None:
         """See `Transport.finish`."""
+        if ending:
+            await self.write(ending)
+        assert reason.code is not None  # else it is cut
         await self._send({"type": "websocket.close", "code": reason.code, "reason": reason.value})
 
     def abort(self) -> None:

@@ -5,10 +5,14 @@ of chunks on a socket, and `write` puts one there: one system call. The bytes of
 have sent, and the two may be mixed in any order; the response still begins and ends with `send`.
 
 On a WebSocket, once it is accepted, `write` takes text messages, each ended by a line feed, which JSON never has inside.
-An empty line is a ping, and a client that answers it with nothing for `pong_wait_s` is hung up.
+An empty line is a ping, and a client that answers it with nothing for `pong_wait_s` is hung up. Where compression was
+agreed upon, long messages are compressed.
 
-Under TLS, over HTTP/1.0, and for a response whose length was announced, `direct` is False and only `abort` and `on_gone` are
-of use.
+A system call is the dearest part of a short answer. So `http.response.start` may have a key `penstock.hold`, for an app
+that is about to write: then the head waits for the body's first bytes; and what is given to `hold` waits for the body's end.
+
+Under TLS, over HTTP/1.0, for a response whose length was announced, and on a WebSocket over HTTP/2, `direct` is False and
+only `ping`, `abort` and `on_gone` are of use.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ from typing import Protocol
 from penstock.asgi import PING_LINE
 from penstock.errors import ClientGoneError
 from penstock.server.apps import Inbox, Message
+from penstock.server.deflate import Deflater
 
 
 class BodyWriter(Protocol):
@@ -26,6 +31,9 @@ class BodyWriter(Protocol):
 
     direct: bool
     """Whether a chunked body or a WebSocket is under way, in clear text."""
+
+    async def ping(self) -> None:
+        """Send a ping on a WebSocket."""
 
     def ping_sent(self) -> None:
         """Note that a ping is on its way."""
@@ -36,6 +44,9 @@ class Socket(Protocol):
 
     def write_nowait(self, data: bytes) -> bool:
         """Write without waiting; False, and nothing is taken, while earlier bytes wait."""
+
+    def hold(self, data: bytes) -> bool:
+        """Keep bytes for the next write; False, and they are not kept, while earlier bytes wait."""
 
     async def wait_writable(self) -> None:
         """Wait until `write_nowait` takes bytes again."""
@@ -66,18 +77,33 @@ def chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
-def messages(lines: bytes) -> bytes:
+def messages(lines: bytes, deflater: Deflater | None = None) -> bytes:
     """Return lines as WebSocket text messages, and empty ones as pings. Source: RFC 6455 section 5.2."""
-    return b"".join([_message(line) for line in lines.split(b"\n")[:-1]])
+    each = lines.split(b"\n")[:-1]
+    if deflater is not None:
+        return b"".join([_message(line, deflater) for line in each])
+    # A turn's end may bring a hundred thousand: those of usual length are a look into a table.
+    return b"".join(
+        [_HEADS[len(line)] + line if len(line) < _USUAL else _head(len(line)) + line for line in each]
+    )
 
 
-def _message(line: bytes) -> bytes:
-    size = len(line)
+def _message(line: bytes, deflater: Deflater) -> bytes:
+    deflated = deflater.deflate(line)
+    # RFC 7692 section 6: the first reserved bit says so.
+    return _head(len(line)) + line if deflated is None else _head(len(deflated), first=0xC1) + deflated
+
+
+def _head(size: int, first: int = 0x81) -> bytes:
     if size < 126:
-        return b"%c%c%b" % (0x81, size, line) if size else b"\x89\x00"
+        return b"%c%c" % (first, size) if size else b"\x89\x00"
     if size < 1 << 16:
-        return b"\x81\x7e%b%b" % (size.to_bytes(2, "big"), line)
-    return b"\x81\x7f%b%b" % (size.to_bytes(8, "big"), line)
+        return b"%c\x7e%b" % (first, size.to_bytes(2, "big"))
+    return b"%c\x7f%b" % (first, size.to_bytes(8, "big"))
+
+
+_USUAL = 1024
+_HEADS = tuple(_head(size) for size in range(_USUAL))
 
 
 class DirectStream:
@@ -119,10 +145,30 @@ class DirectStream:
             self._body.ping_sent()
         return True
 
+    def hold(self, data: bytes) -> bool:
+        """Keep a piece of the body, to go out with what is written next, in one system call and in order.
+
+        For the last piece, before the `send` that ends the response: nothing else is sure to follow.
+
+        Returns:
+            Whether it was taken. Not while earlier bytes wait, and not unless `direct`.
+        """
+        return self.direct and (not data or self._socket.hold(self._framing.frame(data)))
+
     @property
     def disconnect(self) -> Message | None:
         """The ASGI message that says how the client left; None while it is here."""
         return self._inbox.disconnect
+
+    async def ping(self) -> None:
+        """Send a ping on a WebSocket, direct or not; a client that answers with nothing for `pong_wait_s` is hung up.
+
+        Raises:
+            ClientGoneError: the client has left.
+        """
+        if self._inbox.ended:
+            raise ClientGoneError("the client has left")
+        await self._body.ping()
 
     async def wait_writable(self) -> None:
         """Wait until `write` takes something again.

@@ -28,7 +28,7 @@ class Drain:
 
     def __init__(self, drain_s: float) -> None:
         self.draining = trio.Event()
-        self.extension: dict[str, Any] = {"draining": self.draining, "drain_s": drain_s}
+        self.extension: dict[str, Any] = {"draining": self.draining, "drain_s": drain_s, "restart": False}
         self._leavers: set[Leaver] = set()
         self._left = trio.Event()
 
@@ -46,9 +46,10 @@ class Drain:
             self._left.set()
             self._left = trio.Event()
 
-    def begin(self) -> None:
-        """Tell all apps and all clients. Synchronous; the second call does nothing."""
+    def begin(self, *, restart: bool = False) -> None:
+        """Tell all apps and all clients, and whether it is for a restart. Synchronous; the second call does nothing."""
         if not self.draining.is_set():
+            self.extension["restart"] = restart
             self.draining.set()
             for leaver in list(self._leavers):
                 leaver.go_away()

@@ -27,8 +27,15 @@ from hypercorn.protocol.http_stream import HTTPStream
 from hypercorn.typing import AppWrapper, ConnectionState, TaskGroup
 from wsproto.connection import ConnectionState as WebSocketState
 
+from penstock.server.deflate import agree
 from penstock.server.refusals import refusal
-from penstock.server.websocket import WebSocket, is_upgrade, refuse_upgrade, without_extensions
+from penstock.server.websocket import (
+    WebSocket,
+    extensions_of,
+    is_upgrade,
+    refuse_upgrade,
+    without_extensions,
+)
 
 if TYPE_CHECKING:
     from penstock.server.peer import Peer
@@ -38,6 +45,7 @@ _FIELD = re.compile(
     rb"[-!#$%&'*+.^_`|~0-9a-zA-Z]+: (?:[\x21-\x7e\x80-\xff](?:[\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?)?\r\n"
 )
 """A header field as it is sent: nothing in it can end it before its end. Source: RFC 9110 section 5.5."""
+_HOLD = "penstock.hold"
 _REQUEST_READ = (h11.DONE, h11.MUST_CLOSE, h11.CLOSED)
 
 
@@ -79,6 +87,8 @@ class Http1(H11Protocol):
         self._method = ""
         self.direct = False
         """Whether a chunked body or a WebSocket is under way, in clear text: it may be written directly."""
+        self.deflates = False
+        """Whether it is a WebSocket on which compression was agreed upon."""
 
     # What the peer asks
 
@@ -98,8 +108,8 @@ class Http1(H11Protocol):
             await super().handle(event)
             return
         data = event.data
-        if self.direct and isinstance(self.connection, H11WSConnection):
-            self._peer.deadline = inf  # whatever it says, it lives
+        if isinstance(self.stream, WebSocket) and self.stream.pong_due < inf:
+            self.stream.pong_due = self._peer.deadline = inf  # whatever it says, it lives
         if self._phase is _Phase.idle and not self._paused:
             # RFC 9112 section 2.2: a server SHOULD ignore at least one empty line received prior to the request-line.
             data = data.lstrip(b"\r\n")
@@ -122,7 +132,7 @@ class Http1(H11Protocol):
     async def time_out(self) -> None:
         """Refuse a request that takes too long; close an idle connection without a word."""
         if self._phase is _Phase.idle or isinstance(self.connection, H11WSConnection):
-            if self.direct:
+            if isinstance(self.stream, WebSocket) and self.stream.pong_due < inf:
                 self._peer.service.metrics.count("server_timeouts", phase="pong")
             self._peer.hang_up()
         else:
@@ -200,7 +210,10 @@ class Http1(H11Protocol):
         stream_class: type[HTTPStream | WebSocket] = HTTPStream
         if is_upgrade(request):
             stream_class = WebSocket
-            headers = without_extensions(headers)
+            offers, headers = extensions_of(headers), without_extensions(headers)
+            message_bytes = self._peer.limits.websocket_message_bytes
+            deflate = agree(offers, self._peer.service.deflater, message_bytes=message_bytes)
+            self.deflates = deflate is not None
             assert isinstance(self.connection, h11.Connection)
             self.connection = H11WSConnection(self.connection)
             self._paused = True  # until the app has accepted it
@@ -218,7 +231,7 @@ class Http1(H11Protocol):
             STREAM_ID,
         )
         if isinstance(self.stream, WebSocket):
-            self.stream.limit(self._peer.limits)
+            self.stream.limit(self._peer.limits, deflate)
         self._method = request.method.decode("ascii").upper()
         await self.stream.handle(
             Request(
@@ -256,6 +269,8 @@ class Http1(H11Protocol):
                 self.direct = False  # This is our close frame, and nothing follows it.
         elif isinstance(event, EndData):
             # The app has closed its WebSocket; the client's half of the closing handshake is not waited for for ever.
+            assert isinstance(self.stream, WebSocket)
+            self.stream.pong_due = inf
             self._peer.deadline = trio.current_time() + self._peer.limits.linger_s
         elif isinstance(event, EndBody):
             self.direct = False
@@ -266,17 +281,26 @@ class Http1(H11Protocol):
                 if self.connection.their_state is not h11.ERROR:
                     raise
             else:
-                await self._peer.write(head)
+                holds = isinstance(self.stream, HTTPStream) and _HOLD in getattr(self.stream, "response", ())
+                if not (holds and self._peer.hold(head)):
+                    await self._peer.write(head)
                 self.direct = self._is_chunked(event)
         else:
             await super().stream_send(event)
             if isinstance(event, Response) and event.status_code == 101:
                 self.direct = not self.ssl
 
+    async def ping(self) -> None:
+        """Send a ping on the WebSocket; see `ping_sent`."""
+        if isinstance(self.stream, WebSocket) and self.stream.open:
+            await self.stream.ping()
+            self.ping_sent()
+
     def ping_sent(self) -> None:
         """Give the client of a WebSocket `pong_wait_s` for any sign of life, unless it has to show one already."""
-        if isinstance(self.connection, H11WSConnection) and self._peer.deadline == inf:
-            self._peer.deadline = trio.current_time() + self._peer.limits.pong_wait_s
+        if isinstance(self.stream, WebSocket) and self.stream.open:
+            self.stream.ping_sent()
+            self._peer.deadline = self.stream.pong_due
 
     def _head(self, response: Response) -> bytes:
         """Return a final response's head, and have h11 know that it was sent.

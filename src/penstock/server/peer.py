@@ -17,28 +17,20 @@ Hypercorn's `trio.TCPServer` is what this file replaces; nothing of it was left 
 
 from __future__ import annotations
 
-import ssl
-from dataclasses import dataclass, field
 from math import inf
-from typing import Any
 
 import trio
-from hypercorn.config import Config
 from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.protocol.h11 import H2ProtocolAssumedError
-from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
 
-from penstock.asgi import ASGIApp
 from penstock.errors import ClientGoneError
-from penstock.limits import ServerLimits
-from penstock.metrics import Metrics
 from penstock.server.apps import AppTasks, Inbox
-from penstock.server.direct import DirectStream, Framing, chunk, messages
-from penstock.server.drain import Drain
+from penstock.server.direct import DirectStream
 from penstock.server.http1 import Http1
 from penstock.server.http2 import Http2
 from penstock.server.log import indented_traceback, logger, summary
+from penstock.server.service import Service
 from penstock.server.tcp import TcpStream, address_of
 
 _READ_BYTES = 64 << 10
@@ -47,27 +39,11 @@ _SENDS_PER_CHECKPOINT = 32
 """Writes in a row without a scheduler pass: an app that writes to a fast client must not hold the others."""
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Service:
-    """What all peers of one server share."""
-
-    app: ASGIApp
-    limits: ServerLimits
-    metrics: Metrics
-    drain: Drain
-    config: Config
-    state: dict[str, Any]
-    http2: bool
-    tls: ssl.SSLContext | None
-    context: WorkerContext = field(default_factory=lambda: WorkerContext(None))
-    chunks: Framing = field(default_factory=lambda: Framing(chunk))
-    messages: Framing = field(default_factory=lambda: Framing(messages))
-
-
 class Peer:
     """One client's socket, from accept to close."""
 
     __slots__ = (
+        "_ahead",
         "_backlog",
         "_deadline",
         "_flushed",
@@ -100,6 +76,8 @@ class Peer:
         self._deadline = inf
         self._wait: trio.CancelScope | None = None
         self._kicked = False
+        self._ahead = b""
+        """What the next write takes along."""
         self._backlog = bytearray()
         self._flushing = False
         self._flushed = trio.lowlevel.ParkingLot()
@@ -278,6 +256,13 @@ class Peer:
         self._send(data)
         return True
 
+    def hold(self, data: bytes) -> bool:
+        """Have bytes go out with the next that are written. False, and they are not kept, while earlier ones wait."""
+        if self._flushing:
+            return False
+        self._ahead += data
+        return True
+
     async def wait_writable(self) -> None:
         """Wait until all is in the kernel's hands; see `send`."""
         while self._flushing:
@@ -287,14 +272,20 @@ class Peer:
 
     def direct_stream(self, inbox: Inbox, *, websocket: bool) -> DirectStream | None:
         """Return the present request's `penstock.stream`."""
-        if not isinstance(self._protocol, Http1):
-            return None
-        framing = self.service.messages if websocket else self.service.chunks
-        return DirectStream(inbox, self._protocol, self, framing)
+        service, protocol = self.service, self._protocol
+        if isinstance(protocol, Http1):
+            messages = service.deflated if protocol.deflates else service.messages
+            return DirectStream(inbox, protocol, self, messages if websocket else service.chunks)
+        if websocket and isinstance(protocol, Http2):
+            tunnel = protocol.tunnel(inbox)
+            return DirectStream(inbox, tunnel, tunnel, service.messages)
+        return None
 
     def _send(self, data: bytes) -> None:
         """Hand bytes to the socket, and what it has no room for to the flusher."""
         sent = 0
+        if self._ahead:
+            data, self._ahead = self._ahead + data, b""
         if self._tls is None:
             try:
                 sent = self._tcp.send_nowait(data)

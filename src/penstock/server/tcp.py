@@ -122,8 +122,16 @@ class TcpStream(trio.abc.Stream):
         await trio.lowlevel.checkpoint()
 
 
-async def open_listeners(host: str, port: int, *, limits: ServerLimits) -> list[socket.socket]:
+async def open_listeners(
+    host: str, port: int, *, shared: bool = False, limits: ServerLimits
+) -> list[socket.socket]:
     """Bind and listen on every address of `host`; with port 0, on one port that the system picks.
+
+    Args:
+        host: a name or address.
+        port: 0, or one.
+        shared: whether the addresses may be bound again, with this too; the system deals connections out to all.
+        limits: what accepted sockets shall have.
 
     Raises:
         OSError: no such host, or the port is in use. What was bound until then is closed.
@@ -135,6 +143,8 @@ async def open_listeners(host: str, port: int, *, limits: ServerLimits) -> list[
             listener = socket.socket(family, kind, protocol)
             listeners.append(listener)
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if shared:
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             if family == socket.AF_INET6:
                 # Its own IPv4 address is in `found` as well, or was not asked for.
                 listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)

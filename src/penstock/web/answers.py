@@ -11,7 +11,7 @@ from penstock.limits import HubLimits
 from penstock.turns.claim import SUPERSEDED
 from penstock.turns.handle import TurnHandle
 from penstock.turns.hub import Hub, HubFullError
-from penstock.turns.turn import Producer
+from penstock.turns.turn import Producer, TurnRequest
 from penstock.web.request import HttpError
 from penstock.wire.messages import ChatRequest, UIMessage
 
@@ -35,8 +35,13 @@ class Answers:
         self._orphan_grace_s = orphan_grace_s
         self._limits = limits
 
-    async def begin(self, hub: Hub, request: ChatRequest) -> TurnHandle:
+    async def begin(self, hub: Hub, request: ChatRequest, came_as: TurnRequest) -> TurnHandle:
         """Return the turn that answers a request: a new one, the one that it continues, or the one that does already.
+
+        Args:
+            hub: where turns are.
+            request: what is asked for.
+            came_as: the same, as the client sent it.
 
         Raises:
             HttpError: in a sentence for the user, with the status of a refusal.
@@ -51,6 +56,7 @@ class Answers:
                         self._producer,
                         await _history(hub, request),
                         body=request.body,
+                        request=came_as,
                         orphan_grace_s=self._orphan_grace_s,
                     )
                 except TurnConflictError:

@@ -25,11 +25,8 @@ from penstock.web.auth import Authorize, allow_everyone
 from penstock.web.request import HttpError
 from penstock.web.sessions import Sessions
 from penstock.websocket import Closed, Handshake, WebSocket, accept
-from penstock.wire.websocket import PING
 
 logger = logging.getLogger("penstock.web")
-
-_PING = PING.decode()
 
 
 class _Client:
@@ -67,15 +64,18 @@ class _Client:
             assert self._websocket is not None
             if message["type"] == "websocket.close":
                 await self._websocket.aclose(message["code"], message["reason"])
-            elif message["text"] == _PING:
-                if not self._pinging:
-                    self._pinging = True
-                    self._nursery.start_soon(self._ping, self._websocket)
-                    self._nursery.start_soon(self._await_pong, self._websocket)
             else:
                 await self._websocket.send(message["text"])
         except trio.BrokenResourceError as exc:
             raise ClientGoneError("the client has left") from exc
+
+    async def ping(self) -> None:
+        """Send a ping, and expect a sign of life within `pong_wait_s`."""
+        if self._websocket is not None and not self._pinging:
+            self._pinging = True
+            self._nursery.start_soon(self._ping, self._websocket)
+            self._nursery.start_soon(self._await_pong, self._websocket)
+        await trio.lowlevel.checkpoint()
 
     async def _ping(self, websocket: WebSocket) -> None:
         try:

@@ -27,7 +27,7 @@ from penstock.web.actions import approve, stop
 from penstock.web.answers import OnConflict
 from penstock.web.auth import NO_CHAT, Action, Authorize, allow_everyone, authorized
 from penstock.web.request import HttpError
-from penstock.web.state import chat_state, turn_state
+from penstock.web.state import chat_state, whole_turn
 from penstock.web.streams import Streams
 from penstock.wire.codec import decode_json, encode_json
 from penstock.wire.messages import check_chat_id
@@ -136,10 +136,7 @@ class Penstock:
     async def _turn(self, chat_id: str, turn_id: str) -> Response:
         async def answer() -> Response:
             await self._check(chat_id, "read")
-            turn = await self._streams.open_hub().turn(turn_id)
-            if turn is None or turn.chat_id != chat_id:
-                raise HttpError(404, "There is no such turn.")
-            return _json({**turn_state(turn), "message": turn.message()})
+            return _json(await whole_turn(self._streams.open_hub(), chat_id, turn_id))
 
         return await _in_sentences(answer)
 

@@ -6,10 +6,12 @@ client's own bytes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from urllib.parse import parse_qs
 
 from penstock.asgi import Receive, Scope, Send
+from penstock.closing import CloseReason
 from penstock.errors import ClientGoneError, LimitExceededError, PenstockError, RemoteProtocolError
 from penstock.limits import WireLimits
 from penstock.wire.versions import SdkVersion, parse_sdk_version
@@ -35,6 +37,32 @@ def header(scope: Scope, name: bytes) -> str | None:
     if len(values) > 1:
         raise HttpError(400, f"The header {name.decode()} is there more than once.")
     return values[0].decode("latin-1") if values else None
+
+
+def all_headers(scope: Scope, frame_headers: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
+    """Return a request's headers by their lower-case names, each as one line where it came in several.
+
+    Args:
+        scope: the request, or a WebSocket's handshake.
+        frame_headers: what a WebSocket's frame calls its headers. The client itself says them, past every proxy, so of
+            these only an `authorization` counts, where the handshake had none.
+    """
+    headers: dict[str, str] = {}
+    for name, value in (
+        (name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]
+    ):
+        # RFC 9110, 5.3; RFC 9113, 8.2.3: HTTP/2 may cut a cookie.
+        joined_by = "; " if name == "cookie" else ", "
+        headers[name] = f"{headers[name]}{joined_by}{value}" if name in headers else value
+    if "authorization" in frame_headers:
+        headers.setdefault("authorization", frame_headers["authorization"])
+    return headers
+
+
+def leaving(scope: Scope) -> CloseReason:
+    """Return why the server goes away, once it does: where it says nothing of a restart, it drains."""
+    restart = scope.get("extensions", {}).get("penstock.server", {}).get("restart", False)
+    return CloseReason.restart if restart else CloseReason.drain
 
 
 def query_parameter(scope: Scope, name: str) -> str | None:

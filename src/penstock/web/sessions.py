@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from penstock.asgi import PING_LINE, Receive, Scope, Send
+from penstock.closing import CloseReason
 from penstock.connections.connection import open_connection
 from penstock.connections.keepalive import Keepalive
 from penstock.connections.websocket import AsgiWebSocket
@@ -40,6 +41,7 @@ class Sessions:
         self._abort_stops = abort_stops
         self._limits = limits
         self._metrics = metrics
+        self._open = 0
 
     def check(self, scope: Scope) -> SdkVersion:
         """Return the version of the client that a handshake is from.
@@ -62,12 +64,13 @@ class Sessions:
         *,
         hears_out: bool = False,
     ) -> None:
-        """Accept a socket that was checked, and serve it to its end.
+        """Accept a socket that was checked, and serve it to its end; over `websockets`, which is at once.
 
         Args:
             hears_out: see `AsgiWebSocket`.
         """
         transport = AsgiWebSocket(scope, send, hears_out=hears_out)
+        self._open += 1
         try:
             async with open_connection(
                 transport,
@@ -78,7 +81,7 @@ class Sessions:
                 keepalive_frame=PING_LINE,
                 keepalive=self._keepalive,
             ) as connection:
-                await Session(
+                session = Session(
                     connection,
                     transport,
                     scope,
@@ -89,6 +92,12 @@ class Sessions:
                     abort_stops=self._abort_stops,
                     limits=self._limits,
                     metrics=self._metrics,
-                ).run(receive)
+                )
+                if self._open > self._limits.server.websockets:
+                    await session.send_away(CloseReason.try_later)
+                else:
+                    await session.run(receive)
         except ConnectionClosedError:
             pass  # The client left in the middle of our word.
+        finally:
+            self._open -= 1

@@ -26,11 +26,13 @@ from penstock.limits import Limits
 from penstock.metrics import Metrics
 from penstock.turns.handle import TurnHandle
 from penstock.turns.hub import Hub
+from penstock.turns.turn import TurnRequest
 from penstock.web.actions import approve, stop
 from penstock.web.answers import Answers
 from penstock.web.auth import Action, Authorize, authorized
-from penstock.web.request import HttpError
+from penstock.web.request import HttpError, all_headers, leaving
 from penstock.web.resume import cursor_at, is_old, replayed
+from penstock.web.state import whole_turn
 from penstock.web.watch import Filter, retry_s, watch
 from penstock.wire.versions import SdkVersion
 from penstock.wire.websocket import (
@@ -171,8 +173,12 @@ class Session:
                 self._nursery.start_soon(self._read, receive)
                 await self._served.wait()
             self._nursery.cancel_scope.cancel("the socket is closing")
-        await self._connection.send_frame(self._farewell(CloseReason.drain))
-        await self._connection.aclose(CloseReason.drain)
+        await self.send_away(leaving(self._scope))
+
+    async def send_away(self, reason: CloseReason) -> None:
+        """Close, with a word of why, and of when to come back."""
+        await self._connection.send_frame(self._farewell(reason))
+        await self._connection.aclose(reason)
 
     async def _read(self, receive: Receive) -> None:
         """Take frames until the client leaves, which closes the connection and so cancels us."""
@@ -204,7 +210,7 @@ class Session:
             self._cancel(request, "its id was used again")
             raise FrameError("There is a request with this requestId already: both are over.", request_id)
         if len(self._requests) >= self._limits.connection.requests:
-            raise FrameError("There are too many requests on this socket.", request_id)
+            raise FrameError("There are too many requests on this socket.", request_id, status=429)
         request = self._requests[request_id] = _Request(asked)
         self._nursery.start_soon(self._serve, request)
 
@@ -290,7 +296,8 @@ class Session:
 
     async def _send(self, asked: Send, request: _Request) -> None:
         await self._check(asked.headers, asked.chat.chat_id, "write")
-        turn = await self._answers.begin(self._hub, asked.chat)
+        came_as = TurnRequest(asked.fields, all_headers(self._scope, asked.headers))
+        turn = await self._answers.begin(self._hub, asked.chat, came_as)
         if request.scope.cancel_called:
             self._aborted(turn, asked)
         held = self._connection.on_close(lambda reason: turn.holder_gone())
@@ -351,20 +358,28 @@ class Session:
             self._connection,
             _Events(asked.request_id, asked.types, asked.lane),
             asked.after,
+            scope=self._scope,
             limits=self._limits,
             metrics=self._metrics,
         )
 
     async def _act(self, asked: Act) -> None:
         hub, wire = self._hub, self._limits.wire
-        who = await self._check(asked.headers, asked.chat_id, asked.kind)
-        if asked.kind == "stop":
-            value = await stop(hub, asked.chat_id, who, asked.fields, wire)
+        action: Action = "read" if asked.kind == "turn" else asked.kind
+        who = await self._check(asked.headers, asked.chat_id, action)
+        value: dict[str, Any]
+        if asked.kind == "turn":
+            turn_id = asked.fields.get("turnId")
+            if not isinstance(turn_id, str):
+                raise HttpError(400, "Say which turn: turnId.")
+            value = await whole_turn(hub, asked.chat_id, turn_id)
+        elif asked.kind == "stop":
+            value = dict(await stop(hub, asked.chat_id, who, asked.fields, wire))
         else:
             approval_id = asked.fields.get("approvalId")
             if not isinstance(approval_id, str):
                 raise HttpError(400, "Say which approval this is about: approvalId.")
-            value = await approve(hub, asked.chat_id, approval_id, who, asked.fields, wire)
+            value = dict(await approve(hub, asked.chat_id, approval_id, who, asked.fields, wire))
         await self._say("result", asked.request_id, value=value)
 
     async def _check(self, headers: dict[str, str], chat_id: str, action: Action) -> str:

@@ -6,6 +6,8 @@ from typing import Any
 
 from penstock.journal.store import ChatRecord, TurnState
 from penstock.turns.handle import TurnHandle
+from penstock.turns.hub import Hub
+from penstock.web.request import HttpError
 from penstock.wire.messages import UIMessage
 
 
@@ -19,6 +21,19 @@ def chat_state(record: ChatRecord, turn: TurnHandle | None) -> dict[str, Any]:
         "turn": None if turn is None else turn_state(turn),
         "messages": messages,
     }
+
+
+async def whole_turn(hub: Hub, chat_id: str, turn_id: str) -> dict[str, Any]:
+    """Return a turn's state and its message so far.
+
+    Raises:
+        HttpError: 404, if the chat has no such turn.
+        StoreUnavailableError: if the journal can't be asked.
+    """
+    turn = await hub.turn(turn_id)
+    if turn is None or turn.chat_id != chat_id:
+        raise HttpError(404, "There is no such turn.")
+    return {**turn_state(turn), "message": turn.message()}
 
 
 def turn_state(turn: TurnHandle) -> dict[str, Any]:

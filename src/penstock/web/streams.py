@@ -30,11 +30,12 @@ from penstock.metrics import Metrics
 from penstock.turns.handle import TurnHandle
 from penstock.turns.hub import Hub, Recover, open_hub
 from penstock.turns.runner import ErrorText
-from penstock.turns.turn import Producer
+from penstock.turns.turn import Producer, TurnRequest
 from penstock.web.answers import Answers, OnConflict
 from penstock.web.auth import NO_CHAT, Authorize, authorized
 from penstock.web.request import (
     HttpError,
+    all_headers,
     answer_error,
     header,
     query_parameter,
@@ -204,7 +205,7 @@ class Streams:
         body = await read_json_body(scope, receive, self._limits.wire)
         request = read_chat_request(body, self._limits.wire)
         await authorized(self._authorize, scope, request.chat_id, "write")
-        turn = await self._answers.begin(self.open_hub(), request)
+        turn = await self._answers.begin(self.open_hub(), request, TurnRequest(body, all_headers(scope)))
         await self._stream(
             turn,
             turn.first_entry - 1,
@@ -273,6 +274,7 @@ class Streams:
                     connection,
                     wanted,
                     last_event_id,
+                    scope=scope,
                     limits=self._limits,
                     metrics=self._metrics,
                 )

@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
+from penstock.asgi import Scope
 from penstock.closing import CloseReason
 from penstock.connections.connection import Connection
 from penstock.connections.pump import pump
@@ -32,6 +33,7 @@ from penstock.limits import Limits
 from penstock.metrics import Metrics
 from penstock.turns.handle import TurnHandle
 from penstock.turns.hub import Hub
+from penstock.web.request import leaving
 from penstock.web.state import chat_state
 from penstock.wire.chunks import LANE_CHUNK, Data
 from penstock.wire.codec import KINDS, encode_json
@@ -216,6 +218,7 @@ async def watch(
     wanted: Filter,
     last_event_id: str | None,
     *,
+    scope: Scope,
     limits: Limits,
     metrics: Metrics,
 ) -> None:
@@ -228,7 +231,7 @@ async def watch(
     with hub.draining.cut():
         await watch.run(last_event_id)
     try:
-        await connection.send_frame(watch.closing(CloseReason.drain))
+        await connection.send_frame(watch.closing(leaving(scope)))
     except ConnectionClosedError:
         pass  # It is being sent away already, for being slow.
 

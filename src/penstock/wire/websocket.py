@@ -10,6 +10,7 @@ JSON objects in text messages, with `type` and `requestId`.
 | `abort` | no more frames of that request; the turn goes on, unless the app says that it stops |
 | `stop` `{id, reason?}` | ends the chat's turn; answered by `result` |
 | `approve` `{id, approvalId, approved, reason?}` | decides a tool call; answered by `result` |
+| `turn` `{id, turnId}` | a turn's state and message; answered by `result` |
 | `watch` `{id, types?, lane?, after?}` | the chat, turn after turn, as `event` frames |
 | `unwatch` | ends that |
 
@@ -20,7 +21,7 @@ JSON objects in text messages, with `type` and `requestId`.
 | `end` | the turn's last chunk was sent |
 | `no-active` | there is nothing to resume |
 | `error` `{errorText, status, retryMs?}` | the request is over: why, in one sentence, with the status of HTTP |
-| `result` `{value}` | what a `stop` or an `approve` came to |
+| `result` `{value}` | what a `stop`, an `approve` or a `turn` came to |
 | `event` `{event, data, position?}` | what an `EventSource` is sent as that event |
 | `closing` `{reason, reconnect, retryMs}`, `requestId` `""` | the socket is about to be closed |
 | `ping`, `requestId` `""` | a sign of life where the server can't send protocol pings |
@@ -57,6 +58,8 @@ class Send(msgspec.Struct, frozen=True):
     request_id: str
     chat: ChatRequest
     headers: dict[str, str]
+    fields: dict[str, Any]
+    """The chat request as a POST's body would have it."""
 
 
 class Resume(msgspec.Struct, frozen=True):
@@ -87,12 +90,12 @@ class Detach(msgspec.Struct, frozen=True):
 
 
 class Act(msgspec.Struct, frozen=True):
-    """Does something to a chat: `stop` and `approve`."""
+    """Asks for one value of a chat: `turn`; or does something to it: `stop` and `approve`."""
 
     request_id: str
     chat_id: str
     headers: dict[str, str]
-    kind: Literal["stop", "approve"]
+    kind: Literal["stop", "approve", "turn"]
     fields: dict[str, Any]
     """The frame's other fields, as they came."""
 
@@ -103,8 +106,8 @@ ClientFrame: TypeAlias = Send | Resume | Watch | Detach | Act
 class FrameError(RemoteProtocolError):
     """A client's frame can't be understood. With a request id it is that request's error, and the socket goes on."""
 
-    def __init__(self, sentence: str, request_id: str | None = None) -> None:
-        super().__init__(sentence)
+    def __init__(self, sentence: str, request_id: str | None = None, *, status: int = 400) -> None:
+        super().__init__(sentence, status=status)
         self.request_id = request_id
 
 
@@ -154,14 +157,15 @@ def _read(head: _Head, value: dict[str, Any], limits: WireLimits) -> ClientFrame
             raise RemoteProtocolError("The frame's body must be an object.")
         # What an HTTP client puts beside the message, a WebSocket's puts into `body`.
         own = {name: field for name, field in value.items() if name not in _OWN_FIELDS}
-        return Send(head.request_id, read_chat_value({**more, **own}, limits), headers)
+        post = {**more, **own}
+        return Send(head.request_id, read_chat_value(post, limits), headers, post)
     check_chat_id(fields.id)
     match head.type:
         case "resume":
             return Resume(head.request_id, fields.id, headers, fields.after)
         case "watch":
             return Watch(head.request_id, fields.id, headers, fields.types, fields.lane, fields.after)
-        case "stop" | "approve" as kind:
+        case "stop" | "approve" | "turn" as kind:
             return Act(head.request_id, fields.id, headers, kind, value)
     raise RemoteProtocolError("The frame's type is not known.")
 
