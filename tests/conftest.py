@@ -9,6 +9,8 @@ import pytest
 
 from parts import require
 
+pytest.register_assert_rewrite("penstock.testing.store_suite")
+
 
 @pytest.fixture
 def chromium() -> str:

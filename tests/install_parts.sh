@@ -1,5 +1,5 @@
 #!/bin/sh
-# Installs the real parts that tests drive: Node and Chromium from Debian's packages where we are root, and the npm
+# Installs the real parts that tests drive: Node, Chromium and Redis from Debian's packages where we are root, and the npm
 # packages of each lock file. What can't be had is left out; its tests say so by name, and fail where CI is set.
 set -eu
 cd "$(dirname "$0")"
@@ -7,6 +7,7 @@ cd "$(dirname "$0")"
 missing=""
 command -v node >/dev/null && command -v npm >/dev/null || missing="$missing nodejs npm"
 command -v chromium >/dev/null || missing="$missing chromium"
+command -v redis-server >/dev/null || missing="$missing redis-server"
 if [ -n "$missing" ]; then
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
         echo "installing$missing"

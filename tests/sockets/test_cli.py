@@ -5,10 +5,12 @@ from __future__ import annotations
 import socket
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
 from penstock.cli import main
+from penstock.relay.protocols import PROTOCOL_NAMES
 
 MODULE = """
 from penstock import Turn
@@ -26,9 +28,19 @@ def plain(turn: Turn) -> None: ...
         (["chat_of_test:plain"], "must be `async def plain(turn)`"),
         (["chat_of_test"], "MODULE:FUNCTION"),
         (["chat_of_test:answer", "--upstream", "http://x", "--model", "m"], "not both"),
-        (["--upstream", "http://x"], "--upstream and --model go together"),
+        (["--upstream", "http://x"], "the protocol openai needs a model"),
+        (["--upstream", "http://x", "--protocol", "anthropic"], "the protocol anthropic needs a model"),
+        (["--upstream", "http://x", "--protocol", "chat", "--model", "m"], "the protocol chat has no model"),
+        (["--upstream", "http://x", "--model", "m", "--forward-header", "cookie"], "has no forward headers"),
+        (
+            ["--upstream", "http://x", "--protocol", "ui-stream", "--forward-header", "host"],
+            "the header host can't",
+        ),
+        (["--upstream", "http://x", "--protocol", "soap"], "'soap' is not one of"),
+        (["--protocol", "chat"], "go with --upstream"),
+        (["--model", "m"], "go with --upstream"),
         (["--upstream", "nonsense", "--model", "m"], "begins with http:// or https://"),
-        (["--journal", "redis://x"], "the journal must be memory: or sqlite:FILE"),
+        (["--journal", "chat.db"], "the journal must be memory:, sqlite:FILE, redis://HOST or nats://HOST"),
         (["--journal", "sqlite:/nowhere/x.db"], "No such file or directory"),
         (["--certfile", __file__], "--certfile and --keyfile go together"),
         (["--sdk-version", "8"], "'8' is not one of"),
@@ -55,3 +67,10 @@ def test_serve_says_that_a_port_is_taken(tmp_path: Path, monkeypatch: pytest.Mon
         result = CliRunner().invoke(main, ["serve", "--port", str(port)])
     assert result.exit_code == 1
     assert f"can't listen on 127.0.0.1, port {port}: Address already in use" in result.output
+
+
+def test_serve_knows_every_protocol() -> None:
+    """The command line names them without importing them."""
+    (option,) = [option for option in main.commands["serve"].params if option.name == "protocol"]
+    assert isinstance(option.type, click.Choice)
+    assert tuple(option.type.choices) == PROTOCOL_NAMES

@@ -209,6 +209,21 @@ async def test_a_hub_follows_and_stops_what_another_runs(journal: str) -> None:
     assert texts == [f"{number} " for number in range(len(texts))]
 
 
+async def test_the_end_of_what_another_runs_is_waited_for_without_following_it(journal: str) -> None:
+    async def brief(turn: Turn) -> None:
+        await trio.sleep(10 * QUICK.hub.replica_poll_s)
+
+    async with (
+        open_hub(journal=journal, limits=QUICK) as owner,
+        open_hub(journal=journal, limits=QUICK) as other,
+    ):
+        await owner.start_turn("chat", brief, [user_message("Hello")])
+        theirs = await other.newest_turn("chat")
+        assert theirs is not None
+        with trio.fail_after(5):
+            assert await theirs.wait_ended() is TurnState.finished
+
+
 async def found(hub: Hub, turn_id: str) -> TurnHandle:
     """A turn that is there."""
     turn = await hub.turn(turn_id)

@@ -159,6 +159,10 @@ class LiveTail:
             self.stored, self.stored_bytes = entries, bytes
         self._stored_news.unpark_all()
 
+    def forget_stored(self) -> None:
+        """Note that the store has lost some of what it had acknowledged, and is to be given all of it again."""
+        self.stored = self.stored_bytes = 0
+
     async def wait_stored(self) -> None:
         """Sleep until the store has more, or the tail ends. May wake without news."""
         if not self.ended:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import msgspec
 
 from penstock.errors import LocalProtocolError, TurnSealedError
+from penstock.journal.news import News, Polling
 from penstock.journal.store import Batch, ChatRecord, Retention, RunningTurnError, TurnRecord, TurnState
 from penstock.wire.messages import UIMessage
 
@@ -48,6 +49,8 @@ class _Chat:
 
 class MemoryStore:
     """A store in this process's memory."""
+
+    shared = False
 
     def __init__(self, retention: Retention = MEMORY_RETENTION) -> None:
         self._retention = retention
@@ -187,6 +190,10 @@ class MemoryStore:
         """See `Store.read`."""
         held = self._turns.get(turn_id)
         return () if held is None else held.entries[offset : offset + count]
+
+    def news(self, turn: TurnRecord) -> News:
+        """See `Store.news`."""
+        return Polling()
 
     def _newest(self, chat: _Chat) -> _Turn | None:
         return self._turns.get(chat.turn_ids[-1]) if chat.turn_ids else None

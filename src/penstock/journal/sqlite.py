@@ -42,6 +42,7 @@ import msgspec
 import trio
 
 from penstock.errors import LocalProtocolError, StoreUnavailableError, TurnSealedError
+from penstock.journal.news import News, Polling
 from penstock.journal.sqlite_file import Durability, close_file, open_file
 from penstock.journal.sqlite_upkeep import Upkeep
 from penstock.journal.sqlite_writer import Writer
@@ -91,6 +92,8 @@ async def open_sqlite(
 
 class SqliteStore:
     """A store in a SQLite file. Made by `open_sqlite`."""
+
+    shared = False
 
     def __init__(self, writer: Db, reader: Db, retention: Retention, limits: SqliteLimits) -> None:
         self._upkeep = Upkeep(retention, limits)
@@ -171,6 +174,10 @@ class SqliteStore:
     async def read(self, turn_id: str, offset: int, count: int) -> Sequence[bytes]:
         """See `Store.read`. Cancelled, it returns when the thread that reads does."""
         return await self._read(partial(_read, turn_id, offset, count))
+
+    def news(self, turn: TurnRecord) -> News:
+        """See `Store.news`."""
+        return Polling()
 
     async def _read(self, work: Callable[[Db], T]) -> T:
         try:

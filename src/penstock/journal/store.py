@@ -19,6 +19,8 @@ The guarantees, each of which every store must keep:
 - **whole seal**: the state, the last entries and the message of a seal are seen together or not at all.
 - **acknowledged is kept**: what a call that returned has written is read by every later call, and, in a store that
   outlives the process, by every later process.
+- **told or asked**: of whatever happens to a turn after the block of its `news` began, `wait` tells by returning; what
+  `turn` and `read` say then is no older.
 - **trimmed whole**: retention removes ended turns, each with its record and all its entries, never a part, the oldest
   first. A suspended turn goes only with its chat, and what is running stays.
 """
@@ -26,15 +28,20 @@ The guarantees, each of which every store must keep:
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from enum import Enum
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import msgspec
 
 from penstock.errors import TurnConflictError
-from penstock.limits import SqliteLimits
+from penstock.journal.news import News
+from penstock.limits import Limits
 from penstock.wire.messages import UIMessage
+
+if TYPE_CHECKING:
+    from penstock.journal.nats_address import NatsAddress
+    from penstock.journal.redis_address import RedisAddress
 
 
 class TurnState(Enum):
@@ -91,7 +98,7 @@ class Batch(msgspec.Struct, frozen=True):
 class Retention(msgspec.Struct, frozen=True, kw_only=True):
     """What a store keeps of ended turns. Chats keep their messages until they themselves are old.
 
-    It is looked after in passing: what is due goes within moments of other writes, or `SqliteLimits.trim_s`.
+    It is looked after in passing: what is due goes within moments of other writes, or `trim_s`.
     """
 
     turn_age_s: float = 86_400.0
@@ -117,6 +124,9 @@ class Store(Protocol):
 
     Cancellation of any of them leaves it unknown whether the call happened; it happened whole or not at all.
     """
+
+    shared: bool
+    """Whether it is there for several nodes: then what is appended is somebody's live stream, and in a hurry."""
 
     async def begin(
         self,
@@ -192,33 +202,51 @@ class Store(Protocol):
     async def read(self, turn_id: str, offset: int, count: int) -> Sequence[bytes]:
         """Return up to `count` entries from `offset` on; empty at the end and for a turn that is not there."""
 
+    def news(self, turn: TurnRecord) -> News:
+        """Return what somebody who follows a turn can wait for; see `journal/news.py`."""
+
 
 def check_journal(url: str) -> None:
     """Check a journal's URL without opening what it names.
 
     Raises:
-        ValueError: if it is not understood.
+        ValueError: if it is not understood, or needs what is not installed.
     """
-    _parse(url)
+    if (redis := _redis_address(url)) is not None:
+        _open_redis(redis, Retention(), Limits())
+    elif (nats := _nats_address(url)) is not None:
+        _open_nats(nats, Retention(), Limits())
+    else:
+        _parse(url)
 
 
 @asynccontextmanager
 async def open_store(
-    url: str, *, retention: Retention | None = None, limits: SqliteLimits = SqliteLimits()
+    url: str, *, retention: Retention | None = None, limits: Limits = Limits()
 ) -> AsyncIterator[Store]:
     """Open the store that a journal's URL names.
 
     Args:
-        url: `memory:`, `sqlite:FILE` or `sqlite:FILE?durability=normal`.
+        url: `memory:`, `sqlite:FILE`, `sqlite:FILE?durability=normal`, or `redis://HOST:PORT/DB?prefix=PREFIX`, with
+            `USER:PASSWORD@` before the host and `rediss:` for TLS, or `nats://HOST:PORT,HOST2?stream=NAME&replicas=1`,
+            with `USER:PASSWORD@` or `TOKEN@` before the hosts and `tls:` for TLS.
         retention: what to keep; None for the store's own default.
-        limits: for `sqlite:`.
+        limits: those of the store are used.
 
     Leaving the block writes what was asked for before, and closes the store. What was acknowledged is kept.
 
     Raises:
-        ValueError: if the URL is not understood, or the file is not a journal.
-        StoreUnavailableError: if the file is locked, or the disk is full.
+        ValueError: if the URL is not understood, or the file or stream is not a journal.
+        StoreUnavailableError: if the file is locked, the disk is full, or the server can't be reached.
     """
+    if (redis := _redis_address(url)) is not None:
+        async with _open_redis(redis, retention or Retention(), limits) as store:
+            yield store
+        return
+    if (nats := _nats_address(url)) is not None:
+        async with _open_nats(nats, retention or Retention(), limits) as store:
+            yield store
+        return
     path, durability = _parse(url)
     if path is None:
         from penstock.journal.memory import MEMORY_RETENTION, MemoryStore
@@ -228,9 +256,49 @@ async def open_store(
         from penstock.journal.sqlite import open_sqlite
 
         async with open_sqlite(
-            path, durability=durability, retention=retention or Retention(), limits=limits
+            path, durability=durability, retention=retention or Retention(), limits=limits.sqlite
         ) as store:
             yield store
+
+
+def _redis_address(url: str) -> RedisAddress | None:
+    """Return what a URL for Redis names, None for another."""
+    from penstock.journal.redis_address import SCHEMES, RedisAddress
+
+    return RedisAddress.parse(url) if url.partition(":")[0] in SCHEMES else None
+
+
+def _open_redis(
+    address: RedisAddress, retention: Retention, limits: Limits
+) -> AbstractAsyncContextManager[Store]:
+    try:
+        from penstock.journal.redis import open_redis
+    except ModuleNotFoundError as exc:
+        if (exc.name or "").partition(".")[0] != "coredis":
+            raise
+        raise ValueError("a journal in Redis needs coredis: pip install 'penstock[redis]'") from None
+    return open_redis(address, retention=retention, limits=limits.redis)
+
+
+def _nats_address(url: str) -> NatsAddress | None:
+    """Return what a URL for NATS names, None for another."""
+    from penstock.journal.nats_address import SCHEMES, NatsAddress
+
+    return NatsAddress.parse(url) if url.partition(":")[0] in SCHEMES else None
+
+
+def _open_nats(
+    address: NatsAddress, retention: Retention, limits: Limits
+) -> AbstractAsyncContextManager[Store]:
+    try:
+        from penstock.journal.nats import open_nats
+    except ModuleNotFoundError as exc:
+        if exc.name not in ("nats", "trio_asyncio"):
+            raise
+        raise ValueError(
+            "a journal in NATS needs nats-py and trio-asyncio: pip install 'penstock[nats]'"
+        ) from None
+    return open_nats(address, retention=retention, limits=limits.nats)
 
 
 def _parse(url: str) -> tuple[str | None, Literal["full", "normal"]]:
@@ -240,7 +308,7 @@ def _parse(url: str) -> tuple[str | None, Literal["full", "normal"]]:
         return None, "full"
     path, question, option = rest.partition("?")
     if scheme != "sqlite" or not path:
-        raise ValueError("the journal must be memory: or sqlite:FILE")
+        raise ValueError("the journal must be memory:, sqlite:FILE, redis://HOST or nats://HOST")
     if path == ":memory:":
         raise ValueError("the journal sqlite::memory: would not outlive the process; write memory:")
     if path.startswith("//"):

@@ -138,9 +138,9 @@ class MemoryTransport:
         """All that was written."""
         return b"".join(self.writes)
 
-    async def start(self) -> None:
+    async def start(self, opening: bytes) -> None:
         """See `Transport.start`."""
-        await trio.lowlevel.checkpoint()
+        await self.write(opening)
 
     async def write(self, data: bytes) -> None:
         """See `Transport.write`."""
@@ -159,9 +159,9 @@ class MemoryTransport:
         self.writes.append(data)
         return True
 
-    async def finish(self, reason: CloseReason) -> None:
+    async def finish(self, ending: bytes, reason: CloseReason) -> None:
         """See `Transport.finish`."""
-        await trio.lowlevel.checkpoint()
+        await self.write(ending)
         self.finished = True
 
     def abort(self) -> None:
