@@ -74,3 +74,23 @@ def test_serve_knows_every_protocol() -> None:
     (option,) = [option for option in main.commands["serve"].params if option.name == "protocol"]
     assert isinstance(option.type, click.Choice)
     assert tuple(option.type.choices) == PROTOCOL_NAMES
+
+
+@pytest.mark.parametrize(
+    ("arguments", "on_conflict"),
+    [
+        ([], "refuse"),
+        (["--on-conflict", "queue"], "queue"),
+        (["--upstream", "http://x", "--model", "m"], "refuse"),
+        (["--upstream", "http://x", "--protocol", "ui-stream"], "stop"),
+        (["--upstream", "http://x", "--protocol", "ui-stream", "--on-conflict", "refuse"], "refuse"),
+    ],
+)
+def test_a_message_on_top_of_another(
+    arguments: list[str], on_conflict: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page of an AI SDK route does not tell the server that its user pressed stop."""
+    found: dict[str, object] = {}
+    monkeypatch.setattr("penstock.cli.serve.run_server", lambda *args, **options: found.update(options))
+    assert CliRunner().invoke(main, ["serve", *arguments]).exit_code == 0
+    assert found["on_conflict"] == on_conflict

@@ -85,6 +85,12 @@ def main() -> None:
     type=click.Choice(["5", "6", "7"]),
     help="The clients' version of the npm package ai, where they don't say it.",
 )
+@click.option(
+    "--on-conflict",
+    type=click.Choice(["refuse", "stop", "queue"]),
+    help="What becomes of a message while another of its chat is being answered: refuse it, stop that answer, or wait "
+    "for its end. refuse, if you leave it out; for ui-stream stop, as a page's own stop is not told to the server.",
+)
 @click.option("--http2", is_flag=True, help="Allow HTTP/2.")
 @click.option("--ws-deflate", is_flag=True, help="Compress WebSocket messages where the client offers to.")
 @click.option("--certfile", type=click.Path(exists=True, dir_okay=False), help="TLS certificate, PEM.")
@@ -136,6 +142,7 @@ def serve(
     upstream_silence_s: float,
     thinking_s: float,
     sdk_version: str,
+    on_conflict: Literal["refuse", "stop", "queue"] | None,
     http2: bool,
     ws_deflate: bool,
     certfile: str | None,
@@ -199,6 +206,7 @@ def serve(
             sdk_version=sdk_version,
             host=host,
             port=port,
+            on_conflict=on_conflict or ("stop" if protocol == "ui-stream" else "refuse"),
             http2=http2,
             ws_deflate=ws_deflate,
             certfile=certfile,

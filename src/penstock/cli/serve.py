@@ -20,6 +20,7 @@ from penstock.server import serve_until_signalled
 from penstock.server.worker import Worker
 from penstock.turns.hub import Recover
 from penstock.turns.turn import Producer
+from penstock.web.answers import OnConflict
 from penstock.web.quart import chat_app
 from penstock.wire.versions import parse_sdk_version
 
@@ -95,6 +96,7 @@ def run_server(
     sdk_version: str,
     host: str,
     port: int,
+    on_conflict: OnConflict,
     http2: bool,
     ws_deflate: bool,
     certfile: str | None,
@@ -116,6 +118,7 @@ def run_server(
                 journal=journal,
                 sdk_version=parse_sdk_version(sdk_version),
                 recover=recover,
+                on_conflict=on_conflict,
                 limits=limits,
             )
             async with trio.open_nursery() as nursery:
