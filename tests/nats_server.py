@@ -23,7 +23,7 @@ def _program() -> str | None:
 
 
 class NatsServer:
-    """A nats-server with JetStream. Everything that it is asked to keep is on its disk before it answers."""
+    """A nats-server with JetStream."""
 
     def __init__(self, folder: str, options: str = "") -> None:
         self._folder = folder
@@ -43,7 +43,7 @@ class NatsServer:
         config.write_text(
             f"""
             listen: "127.0.0.1:{self.port}"
-            jetstream {{ store_dir: "{self._folder}/store", sync_interval: always }}
+            jetstream {{ store_dir: "{self._folder}/store" }}
             {self._options}
             """
         )

@@ -18,12 +18,11 @@ from parts import require
 class RedisServer:
     """A Redis. Everything that it is asked to keep is on its disk before it answers."""
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, *options: str) -> None:
         self._folder = folder
+        self._options = options
         self._process: subprocess.Popen[bytes] | None = None
-        with socket.socket() as sock:
-            sock.bind(("127.0.0.1", 0))
-            self.port: int = sock.getsockname()[1]
+        self.port = free_port()
 
     def url(self, prefix: str = "penstock:") -> str:
         """Return a journal's URL."""
@@ -35,6 +34,7 @@ class RedisServer:
             [
                 "redis-server", "--bind", "127.0.0.1", "--port", str(self.port), "--dir", self._folder,
                 "--save", "", "--appendonly", "yes", "--appendfsync", "always",
+                *self._options,
             ],
             stdout=subprocess.DEVNULL,
         )  # fmt: skip
@@ -79,12 +79,20 @@ class RedisServer:
             return sock.recv(65536)
 
 
+def free_port() -> int:
+    """Return a port that nobody listens on."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
 @contextmanager
-def running_redis() -> Iterator[RedisServer]:
-    """Run a Redis. Leaving the block kills it."""
+def running_redis(*options: str) -> Iterator[RedisServer]:
+    """Run a Redis, with further options. Leaving the block kills it."""
     require("redis-server", "apt-get install redis-server", shutil.which("redis-server") is not None)
     folder = tempfile.mkdtemp(prefix=f"penstock-redis-{os.getpid()}-")
-    server = RedisServer(folder)
+    server = RedisServer(folder, *options)
     server.start()
     try:
         yield server

@@ -208,6 +208,8 @@ class SqliteLimits(msgspec.Struct, frozen=True, kw_only=True):
     """Rows of the log. Over it they are packed: some 10 ms during which nothing else is written."""
     log_bytes: int = 4 << 20
     """Entries in the log, for the same reason."""
+    notes_s: float = 0.25
+    """From a look at what other processes have told to the next."""
     trim_s: float = 10.0
     """From a look at what retention should remove to the next."""
     trim_entries: int = 20_000

@@ -7,10 +7,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import TypeVar, cast
 
 import msgspec
 import pytest
@@ -32,6 +32,8 @@ from penstock.testing import user_message
 from penstock.testing.store_calls import FOREVER, LEASE, answer, begin, end
 from penstock.testing.store_suite import OpenStore, StoreSuite
 from store_histories import STEPS, Step, run_program
+
+T = TypeVar("T")
 
 EAGER = Limits(nats=NatsLimits(trim_s=0.02))
 IMPATIENT = Limits(nats=NatsLimits(call_s=0.25, connect_s=0.25, backoff_max_s=0.1))
@@ -67,7 +69,7 @@ class TestNatsInParts(StoreSuite):
     @pytest.fixture
     def open_store(self, url: str) -> OpenStore:
         """`nats:`."""
-        limits = Limits(nats=NatsLimits(trim_s=0.02, part_bytes=4_000, page_messages=3))
+        limits = Limits(nats=NatsLimits(trim_s=0.02, part_bytes=8_000, page_messages=3))
         return partial(journal.open_store, url, limits=limits)
 
 
@@ -208,7 +210,7 @@ class Fault:
         return await NatsLink.request(self._link, requests)
 
 
-@pytest.mark.parametrize("part_bytes", [512 << 10, 40])
+@pytest.mark.parametrize("part_bytes", [512 << 10, 90])
 async def test_each_call_may_fail_and_can_be_made_again(server: NatsServer, part_bytes: int) -> None:
     """Whatever is lost, a question or an answer: asked again, what was to happen has happened, once."""
     limits = Limits(nats=NatsLimits(part_bytes=part_bytes))
@@ -221,11 +223,11 @@ async def test_each_call_may_fail_and_can_be_made_again(server: NatsServer, part
             async with journal.open_store(url, limits=limits) as store:
                 fault = Fault(link_of(store), fault_at, sent)
 
-                async def again(call: partial[object]) -> object:
+                async def again(call: Callable[[], Awaitable[T]]) -> T:
                     try:
-                        return await call()  # type: ignore[misc]
+                        return await call()
                     except StoreUnavailableError:
-                        return await call()  # type: ignore[misc]
+                        return await call()
 
                 begun = partial(store.begin, "c1", "t1", "u", [message], at=1.0, lease_until=LEASE)
                 try:
@@ -258,7 +260,8 @@ async def test_each_call_may_fail_and_can_be_made_again(server: NatsServer, part
                 assert await again(partial(store.renew, [resumed], LEASE + 1)) == {"t1"}
                 last = Batch(turn, 3, [b"d", b"e" * 100])
                 assert await again(partial(store.seal, last, TurnState.finished, answer("t1"), at=3.0))
-                chat = cast("journal.ChatRecord", await again(partial(store.chat, "c1")))
+                chat = await again(partial(store.chat, "c1"))
+                assert chat is not None
                 assert list(chat.messages) == [message, answer("t1")]
                 assert chat.turn == msgspec.structs.replace(
                     suspended, state=TurnState.finished, entries=5, ended_at=3.0
@@ -267,17 +270,17 @@ async def test_each_call_may_fail_and_can_be_made_again(server: NatsServer, part
                 assert entries == [b"a", b"b", b"c" * 100, b"d", b"e" * 100]
                 if not fault.hit:
                     break
-        assert fault_at > 20
+        assert fault_at > 12
 
 
 async def test_what_a_crash_leaves_between_two_steps_does_no_harm(url: str) -> None:
     async with journal.open_store(url, limits=EAGER) as store:
         stream = cast("NatsStore", store)._stream
 
-        async def crash_after(call: int, work: partial[object]) -> None:
+        async def crash_after(call: int, work: Callable[[], Awaitable[object]]) -> None:
             fault = Fault(stream._link, call, sent=True)
             with pytest.raises(StoreUnavailableError):
-                await work()  # type: ignore[misc]
+                await work()
             assert fault.hit
 
         async def notes() -> set[str]:
@@ -298,7 +301,7 @@ async def test_what_a_crash_leaves_between_two_steps_does_no_harm(url: str) -> N
         # After the chat was set: the turn has begun, and is found.
         async with journal.open_store(url) as crashed:
             stream = cast("NatsStore", crashed)._stream
-            await crash_after(3, partial(begin, crashed, "t1"))
+            await crash_after(4, partial(begin, crashed, "t1"))
         turn = await store.turn("t1")
         assert turn is not None
         assert await store.lapsed(LEASE + 1, 9) == [turn]
@@ -338,7 +341,8 @@ async def test_ids_that_look_like_subjects_are_kept_apart(url: str) -> None:
 
 async def test_it_says_why_it_can_not_be_opened(server: NatsServer) -> None:
     with pytest.raises(
-        StoreUnavailableError, match=r"the journal at nats://127\.0\.0\.1:1 can't be reached: .*refused"
+        StoreUnavailableError,
+        match=r"the journal at nats://127\.0\.0\.1:1 can't be reached: Connection refused",
     ):
         async with journal.open_store("nats://user:hunter2@127.0.0.1:1"):
             pass
@@ -347,7 +351,7 @@ async def test_it_says_why_it_can_not_be_opened(server: NatsServer) -> None:
     ) as other:
         where = f"127.0.0.1:{other.port}"
         for who in ("", "hunter2@", "ann:hunter2@"):
-            with pytest.raises(StoreUnavailableError, match="(?i)authorization violation") as caught:
+            with pytest.raises(StoreUnavailableError, match=r"(?i)authorization violation") as caught:
                 async with journal.open_store(f"nats://{who}{where}"):
                     pass
             assert "hunter2" not in str(caught.value)
@@ -356,7 +360,7 @@ async def test_it_says_why_it_can_not_be_opened(server: NatsServer) -> None:
             assert await store.chat("c1") is None
             assert "s3" not in repr(link_of(store).address)
     with running_nats("accounts { A { users: [{user: ann, password: ann}] } }") as other:
-        with pytest.raises(StoreUnavailableError, match="no JetStream|not enabled"):
+        with pytest.raises(StoreUnavailableError, match=r"no JetStream|not enabled"):
             async with journal.open_store(f"nats://ann:ann@127.0.0.1:{other.port}"):
                 pass
 
@@ -436,7 +440,7 @@ async def test_a_stop_on_another_node_ends_the_turn_and_fences_its_owner(url: st
 
 async def test_a_node_that_is_killed_leaves_its_turn_lost(url: str) -> None:
     child = Path(__file__).with_name("redis_child.py")
-    process = subprocess.Popen([sys.executable, str(child), url])
+    process = subprocess.Popen([sys.executable, str(child), url])  # noqa: ASYNC220
     try:
         async with open_hub(journal=url, limits=QUICK) as hub:
             with trio.fail_after(15):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from proxy import Fault, open_proxy
 
+from parts import require
 from penstock import Hub, Limits, Turn, TurnState, open_hub
 from penstock.errors import LocalProtocolError, StoreUnavailableError, TurnSealedError
 from penstock.journal import store as journal
@@ -31,7 +33,7 @@ from penstock.testing.store_calls import FOREVER, LEASE, begin, end
 from penstock.testing.store_suite import OpenStore, StoreSuite
 from penstock.wire.chunks import TextDelta
 from penstock.wire.codec import decode_stored
-from redis_server import RedisServer, running_redis
+from redis_server import RedisServer, free_port, running_redis
 from store_histories import STEPS, Step, run_program
 
 EAGER = Limits(redis=RedisLimits(trim_s=0.02))
@@ -368,6 +370,27 @@ async def test_it_says_why_it_can_not_be_opened(server: RedisServer) -> None:
     async with journal.open_store(f"redis://ann:s3%20cr%3At%40%2F@{where}/1") as store:
         assert await store.chat("c1") is None
         assert "s3" not in repr(store._link._address)  # type: ignore[attr-defined]
+
+
+async def test_over_tls_it_knows_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    require("openssl", "install it with the system's package manager", shutil.which("openssl") is not None)
+    certificate, key = f"{tmp_path}/cert.pem", f"{tmp_path}/key.pem"
+    await trio.run_process(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
+         "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", certificate],
+        capture_stderr=True,
+    )  # fmt: skip
+    port = str(free_port())
+    options = ("--tls-port", port, "--tls-cert-file", certificate, "--tls-key-file", key)
+    with running_redis(*options, "--tls-auth-clients", "no") as server:
+        assert server.port != int(port)
+        with pytest.raises(StoreUnavailableError, match="can't be reached"):
+            async with journal.open_store(f"rediss://127.0.0.1:{port}"):
+                pass
+        monkeypatch.setenv("SSL_CERT_FILE", certificate)
+        async with journal.open_store(f"rediss://127.0.0.1:{port}") as store:
+            turn = await begin(store)
+            assert await end(store, turn)
 
 
 async def test_a_redis_that_evicts_is_named_in_the_log(caplog: pytest.LogCaptureFixture) -> None:

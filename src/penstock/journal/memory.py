@@ -8,12 +8,14 @@ the old end of an ordered dictionary, so the cost is that of what goes.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import msgspec
 
 from penstock.errors import LocalProtocolError, TurnSealedError
 from penstock.journal.news import News, Polling
+from penstock.journal.notes import HeardNotes
 from penstock.journal.store import Batch, ChatRecord, Retention, RunningTurnError, TurnRecord, TurnState
 from penstock.wire.messages import UIMessage
 
@@ -60,6 +62,7 @@ class MemoryStore:
         self._running: dict[str, _Turn] = {}
         self._ended: OrderedDict[str, _Turn] = OrderedDict()
         self._bytes = 0
+        self._listeners: list[HeardNotes] = []
 
     async def begin(
         self,
@@ -194,6 +197,22 @@ class MemoryStore:
     def news(self, turn: TurnRecord) -> News:
         """See `Store.news`."""
         return Polling()
+
+    async def tell(self, notes: Sequence[bytes]) -> None:
+        """See `Store.tell`."""
+        for listener in self._listeners:
+            for note in notes:
+                listener.hear(note)
+
+    @contextmanager
+    def notes(self) -> Iterator[HeardNotes]:
+        """See `Store.notes`."""
+        notes = HeardNotes()
+        self._listeners.append(notes)
+        try:
+            yield notes
+        finally:
+            self._listeners.remove(notes)
 
     def _newest(self, chat: _Chat) -> _Turn | None:
         return self._turns.get(chat.turn_ids[-1]) if chat.turn_ids else None

@@ -22,8 +22,8 @@ WHAT IS KEPT is a matter of the NATS: see docs/delivery.md.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 
 import msgspec
@@ -45,6 +45,7 @@ from penstock.journal.nats_text import (
 )
 from penstock.journal.nats_upkeep import NatsUpkeep
 from penstock.journal.news import News
+from penstock.journal.notes import HeardNotes
 from penstock.journal.store import Batch, ChatRecord, Retention, RunningTurnError, TurnRecord, TurnState
 from penstock.limits import NatsLimits
 from penstock.wire.messages import UIMessage
@@ -66,20 +67,28 @@ async def open_nats(
         StoreUnavailableError: if it can't be reached now, doesn't let us in, or has no JetStream.
     """
     link = NatsLink(address, limits)
+    stream = NatsStream(link, limits)
+    refusal: Exception | None = None
     async with trio.open_nursery() as nursery:
         try:
-            error = await nursery.start(link.run)
-            if error is None:
-                stream = NatsStream(link, limits)
-                await stream.make()
+            nursery.start_soon(link.run)
+            error = await link.wait_tried()
+            if error is not None:
+                refusal = StoreUnavailableError(f"the journal at {address} can't be reached: {error}")
+            else:
+                try:
+                    await stream.make()
+                except (ValueError, StoreUnavailableError) as exc:
+                    refusal = exc
+            if refusal is None:
                 store = NatsStore(stream, retention, limits)
                 nursery.start_soon(store._upkeep.run)
                 yield store
         finally:
             link.close()
             nursery.cancel_scope.cancel("the store is closed")
-    if error is not None:
-        raise StoreUnavailableError(f"the journal at {address} can't be reached: {error}")
+    if refusal is not None:
+        raise refusal
 
 
 class NatsStore:
@@ -133,7 +142,7 @@ class NatsStore:
                     break
             else:
                 raise StoreUnavailableError("others changed the chat again and again")
-        except (RunningTurnError, StoreUnavailableError):
+        except RunningTurnError:
             if claimed:
                 self._upkeep.unclaimed(record)
             raise
@@ -157,13 +166,13 @@ class NatsStore:
         subject = self._stream.id(record.turn_id)
         owner = token(record.chat_id).encode()
         claim, _ = await self._stream.publish([Publication(subject, owner, 0), self._note(record)])
-        self._remember_chat(record.turn_id, record.chat_id)
         if not claim:
             (claimed,) = await self._stream.last([subject])
             # Of a beginning that came to nothing, if the turn isn't there.
             taken = chat.head is not None and record.turn_id in chat.head.turns
             if claimed is None or claimed.payload != owner or taken:
                 raise LocalProtocolError("two turns can't have the same id")
+        self._remember_chat(record.turn_id, record.chat_id)
 
     async def resume(
         self, turn: TurnRecord, request_key: str, messages: Sequence[UIMessage], *, lease_until: float
@@ -334,6 +343,20 @@ class NatsStore:
     def news(self, turn: TurnRecord) -> News:
         """See `Store.news`."""
         return self._stream.news(turn.chat_id, turn.turn_id)
+
+    async def tell(self, notes: Sequence[bytes]) -> None:
+        """See `Store.tell`."""
+        for note in notes:
+            if not self._stream.tell(note):
+                raise StoreUnavailableError("there is no connection to tell others over")
+        await trio.lowlevel.checkpoint()
+
+    @contextmanager
+    def notes(self) -> Iterator[HeardNotes]:
+        """See `Store.notes`."""
+        notes = HeardNotes()
+        with self._stream.listen_to_notes(notes):
+            yield notes
 
     async def _chat_of(self, turn_id: str) -> str | None:
         chat_id = self._chats.get(turn_id)

@@ -18,6 +18,7 @@ import asyncio
 import itertools
 import logging
 import math
+import os
 import random
 import secrets
 import ssl
@@ -32,7 +33,7 @@ import trio_asyncio
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
-from nats.errors import Error, SlowConsumerError
+from nats.errors import Error, NoServersError, SlowConsumerError
 
 from penstock.errors import StoreUnavailableError
 from penstock.journal.nats_address import NatsAddress
@@ -100,6 +101,8 @@ class NatsLink:
         self._queue: deque[_Queued] = deque()
         self._wake: asyncio.Event | None = None
         self._client: Client | None = None
+        self._tried = trio.Event()
+        self._failure: str | None = None
         self._closing = False
         self._guest = trio.CancelScope(shield=True)
         self._came = trio.lowlevel.ParkingLot()
@@ -112,12 +115,17 @@ class NatsLink:
         self.max_payload = 1 << 20
         """What the server takes as one message."""
 
-    async def run(self, *, task_status: trio.TaskStatus[str | None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Keep a connection, until `close`. Started with a text instead of None, the first one failed, and why."""
+    async def run(self) -> None:
+        """Keep a connection, until `close`."""
         # Shielded, so that the guests end in order; not for longer than `close_s` once it is closed.
         with self._guest:
             async with trio_asyncio.open_loop():
-                await trio_asyncio.aio_as_trio(self._keep)(task_status.started)
+                await trio_asyncio.aio_as_trio(self._keep)()
+
+    async def wait_tried(self) -> str | None:
+        """Sleep until there is a connection, and return None, or until each server was tried, and return what is wrong."""
+        await self._tried.wait()
+        return self._failure
 
     def close(self) -> None:
         """End `run`, soon."""
@@ -210,7 +218,7 @@ class NatsLink:
 
     # What follows runs in the guest loop.
 
-    async def _keep(self, started: Callable[[str | None], object]) -> None:
+    async def _keep(self) -> None:
         servers = list(self.address.servers)
         random.shuffle(servers)
         first_tries = len(servers)
@@ -223,15 +231,15 @@ class NatsLink:
             try:
                 connected = await self._connect(client, server)
                 first_tries -= 1
-                if connected or first_tries == 0:
-                    first_tries = -1
-                    started(None if connected else self._last_error)
+                if not self._tried.is_set() and (connected or not first_tries):
+                    self._failure = None if connected else self._last_error
+                    self._tried.set()
                 if connected:
                     backoff_s = self._limits.first_backoff_s
                     await self._serve(client)
             finally:
                 self._lost()
-                await self._end(client)
+                await self._end(client)  # noqa: ASYNC102 (it has a deadline, and this is asyncio)
             if not self._closing:
                 if connected:
                     logger.warning("the connection to %s is lost", self.address)
@@ -241,8 +249,11 @@ class NatsLink:
                 backoff_s = min(2 * backoff_s, self._limits.backoff_max_s)
 
     async def _connect(self, client: Client, server: str) -> bool:
+        self._last_error = ""
+
         async def note(error: Exception) -> None:
-            self._last_error = str(error) or type(error).__name__
+            if not isinstance(error, NoServersError):
+                self._last_error = _text(error)
             if isinstance(error, SlowConsumerError):
                 for listener in list(self._listeners):
                     listener.missed()
@@ -353,6 +364,12 @@ class NatsLink:
             await asyncio.wait_for(client.close(), self._limits.close_s / 2)
         except (OSError, Error, TimeoutError):
             pass
+
+
+def _text(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno)
+    return str(error) or type(error).__name__
 
 
 _NO_HEADERS: Mapping[str, str] = {}

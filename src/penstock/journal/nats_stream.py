@@ -22,8 +22,9 @@ from typing import Any, NamedTuple
 import msgspec
 
 from penstock.errors import StoreUnavailableError
-from penstock.journal.nats_link import MORE, Answer, NatsLink, NatsNews, Request
+from penstock.journal.nats_link import MORE, Answer, NatsLink, NatsListener, NatsNews, Request
 from penstock.journal.nats_text import token
+from penstock.journal.notes import HeardNotes
 from penstock.limits import NatsLimits
 
 _OTHER_CONFIG = 10058
@@ -114,6 +115,16 @@ class NatsStream:
     def news(self, chat_id: str, turn_id: str) -> NatsNews:
         """Return the news of a turn."""
         return NatsNews(self._link, f"{self.name}.news.{token(chat_id)}.{token(turn_id)}")
+
+    def tell(self, note: bytes) -> bool:
+        """Tell all nodes, without knowing that they hear it. False if it can't be said now."""
+        return self._link.publish_nowait(f"{self.name}.notes", note)
+
+    def listen_to_notes(self, notes: HeardNotes) -> NatsListener:
+        """Return what listens to notes, as a context manager."""
+        return self._link.listen(
+            f"{self.name}.notes", lambda note, headers: notes.hear(note), missed=notes.miss
+        )
 
     @property
     def part_bytes(self) -> int:

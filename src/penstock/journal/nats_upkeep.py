@@ -68,7 +68,7 @@ class NatsUpkeep:
         self._due.extend((turn.chat_id, turn_id) for turn_id in self._excess.pop(turn.chat_id, ()))
 
     def unclaimed(self, turn: TurnRecord) -> None:
-        """Note that a turn did not begin, as far as is known."""
+        """Note that a turn did not begin, and never will."""
         self._unclaimed.append(turn)
 
     async def lapsed(self, now: float, count: int) -> list[TurnRecord]:
@@ -123,13 +123,12 @@ class NatsUpkeep:
                 self._ended.popleft()
         while self._unclaimed:
             turn = self._unclaimed[0]
-            if await self._log.load(turn.chat_id, turn.turn_id) is None:
-                await self._stream.purge(
-                    [
-                        (self._stream.id(turn.turn_id), None),
-                        (self._stream.live(turn.chat_id, turn.turn_id), None),
-                    ]
-                )
+            await self._stream.purge(
+                [
+                    (self._stream.id(turn.turn_id), None),
+                    (self._stream.live(turn.chat_id, turn.turn_id), None),
+                ]
+            )
             self._unclaimed.popleft()
 
     async def _trim(self) -> None:

@@ -38,7 +38,7 @@ import trio
 from penstock.errors import LocalProtocolError, StoreUnavailableError, TurnSealedError
 from penstock.journal.news import News
 from penstock.journal.redis_address import RedisAddress
-from penstock.journal.redis_link import Call, RedisLink
+from penstock.journal.redis_link import Call, RedisLink, RedisNotes
 from penstock.journal.redis_text import (
     decode_message,
     encode_messages,
@@ -314,6 +314,14 @@ class RedisStore:
     def news(self, turn: TurnRecord) -> News:
         """See `Store.news`."""
         return self._link.news(f"{self._chat_key(turn.chat_id)}:news:{quoted(turn.turn_id)}")
+
+    async def tell(self, notes: Sequence[bytes]) -> None:
+        """See `Store.tell`."""
+        await self._send(*[(b"PUBLISH", f"{self._prefix}notes", note) for note in notes])
+
+    def notes(self) -> RedisNotes:
+        """See `Store.notes`."""
+        return self._link.notes(f"{self._prefix}notes")
 
     async def _chat_of(self, turn_id: str) -> str | None:
         chat_id = self._chats.get(turn_id)

@@ -32,6 +32,7 @@ from coredis.connection import TCPConnection, TCPLocation
 from coredis.exceptions import ConnectionError, NoScriptError, RedisError
 
 from penstock.errors import StoreUnavailableError
+from penstock.journal.notes import HeardNotes
 from penstock.journal.redis_address import RedisAddress
 from penstock.limits import RedisLimits
 
@@ -81,7 +82,7 @@ class RedisLink:
         self._tls = ssl.create_default_context() if address.tls else None
         self._connection: TCPConnection | None = None
         self._came = trio.lowlevel.ParkingLot()
-        self._listeners: dict[bytes, dict[RedisNews, None]] = {}
+        self._listeners: dict[bytes, dict[RedisNews | RedisNotes, None]] = {}
         """By channel."""
 
     async def run(  # noqa: ASYNC114  # the linter's list has bare names
@@ -134,8 +135,8 @@ class RedisLink:
             connection.send_command(b"SUBSCRIBE", *self._listeners)
         # Nobody knows what was said meanwhile.
         for listeners in self._listeners.values():
-            for news in listeners:
-                news.tell()
+            for listener in listeners:
+                listener.miss()
         self._came.unpark_all()
 
     async def _listen(self, connection: TCPConnection) -> None:
@@ -143,10 +144,10 @@ class RedisLink:
         try:
             async with aclosing(connection.push_messages) as messages:
                 async for message in messages:
-                    kind, channel, _ = message
+                    kind, channel, said = message
                     if kind == b"message":
-                        for news in self._listeners.get(channel, ()):  # type: ignore[arg-type]
-                            news.tell()
+                        for listener in self._listeners.get(channel, ()):  # type: ignore[arg-type]
+                            listener.hear(said)  # type: ignore[arg-type]
         except RedisError:
             pass
 
@@ -154,20 +155,24 @@ class RedisLink:
         """Return the news of a channel."""
         return RedisNews(self, channel.encode())
 
-    def listen(self, news: RedisNews) -> None:
-        """Tell it of what is published from the next command on."""
-        listeners = self._listeners.setdefault(news.channel, {})
-        listeners[news] = None
-        if len(listeners) == 1:
-            self._tell_server(b"SUBSCRIBE", news.channel)
+    def notes(self, channel: str) -> RedisNotes:
+        """Return the notes of a channel."""
+        return RedisNotes(self, channel.encode())
 
-    def ignore(self, news: RedisNews) -> None:
+    def listen(self, listener: RedisNews | RedisNotes) -> None:
+        """Tell it of what is published from the next command on."""
+        listeners = self._listeners.setdefault(listener.channel, {})
+        listeners[listener] = None
+        if len(listeners) == 1:
+            self._tell_server(b"SUBSCRIBE", listener.channel)
+
+    def ignore(self, listener: RedisNews | RedisNotes) -> None:
         """Tell it no more."""
-        listeners = self._listeners[news.channel]
-        del listeners[news]
+        listeners = self._listeners[listener.channel]
+        del listeners[listener]
         if not listeners:
-            del self._listeners[news.channel]
-            self._tell_server(b"UNSUBSCRIBE", news.channel)
+            del self._listeners[listener.channel]
+            self._tell_server(b"UNSUBSCRIBE", listener.channel)
 
     def _tell_server(self, command: bytes, channel: bytes) -> None:
         if self.connected:
@@ -263,8 +268,12 @@ class RedisNews:
         """See `News`."""
         self._link.ignore(self)
 
-    def tell(self) -> None:
+    def hear(self, said: bytes) -> None:
         """There is something."""
+        self.miss()
+
+    def miss(self) -> None:
+        """There may be something."""
         self._there = True
         self._parked.unpark_all()
 
@@ -275,3 +284,21 @@ class RedisNews:
             while not self._there:
                 await self._parked.park()
         self._there = False
+
+
+class RedisNotes(HeardNotes):
+    """What is published on one channel; see `Notes`."""
+
+    def __init__(self, link: RedisLink, channel: bytes) -> None:
+        super().__init__()
+        self._link = link
+        self.channel = channel
+
+    def __enter__(self) -> Self:
+        self._link.listen(self)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._link.ignore(self)

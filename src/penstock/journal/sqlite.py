@@ -7,6 +7,7 @@ FORMAT. A SQLite database in WAL mode, with `application_id` 0x70656E73 and `use
     turns     (id, turn_id, chat, epoch, request_key, state, entries, started_at, ended_at, lease_until)
     log       (id, turn, first, data)           entries as they came, of all turns
     segments  (turn, first, data)               entries of one turn side by side
+    notes     (id, note)                        what processes tell each other, the last ones
 
 An entry is one line; `data` is one or more entries of a turn, each ended by LF, and `first` the offset of the first.
 A turn's entries 0 to p-1 are in `segments` and p to `entries`-1 in `log`, each exactly once.
@@ -33,8 +34,8 @@ SEVERAL PROCESSES may have the file open; SQLite's write lock orders them. A net
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
@@ -44,6 +45,7 @@ import trio
 from penstock.errors import LocalProtocolError, StoreUnavailableError, TurnSealedError
 from penstock.journal.news import News, Polling
 from penstock.journal.sqlite_file import Durability, close_file, open_file
+from penstock.journal.sqlite_notes import SqliteNotes, last_note, write_notes
 from penstock.journal.sqlite_upkeep import Upkeep
 from penstock.journal.sqlite_writer import Writer
 from penstock.journal.store import Batch, ChatRecord, Retention, RunningTurnError, TurnRecord, TurnState
@@ -100,6 +102,9 @@ class SqliteStore:
         self._writer = Writer(writer, self._upkeep, limits)
         self._reader = reader
         self._reader_threads = trio.CapacityLimiter(1)
+        self._notes_s = limits.notes_s
+        self._last_note = last_note(reader)
+        """What was told before is not for us."""
 
     async def begin(
         self,
@@ -178,6 +183,15 @@ class SqliteStore:
     def news(self, turn: TurnRecord) -> News:
         """See `Store.news`."""
         return Polling()
+
+    async def tell(self, notes: Sequence[bytes]) -> None:
+        """See `Store.tell`."""
+        await self._writer.write(partial(write_notes, notes))
+
+    @contextmanager
+    def notes(self) -> Iterator[SqliteNotes]:
+        """See `Store.notes`."""
+        yield SqliteNotes(self._read, self._last_note, self._notes_s)
 
     async def _read(self, work: Callable[[Db], T]) -> T:
         try:

@@ -14,7 +14,7 @@ from penstock.limits import SqliteLimits
 Durability: TypeAlias = Literal["full", "normal"]
 
 APPLICATION_ID = 0x70656E73  # "pens"
-VERSION = 1
+VERSION = 2
 
 _WAL_BYTES = 64 << 20
 """Above this the WAL is cut back after a burst or a long read. It is some 4 MiB else."""
@@ -61,6 +61,10 @@ CREATE TABLE segments (
     data BLOB NOT NULL,
     PRIMARY KEY (turn, first)
 ) WITHOUT ROWID;
+CREATE TABLE notes (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    note BLOB NOT NULL
+);
 PRAGMA application_id = {APPLICATION_ID};
 PRAGMA user_version = {VERSION};
 """
@@ -153,6 +157,8 @@ def _version(db: sqlite3.Connection, path: str) -> int:
     if application == APPLICATION_ID:
         if version > VERSION:
             raise ValueError(f"the journal {path} was written by a later version of penstock")
+        if version < VERSION:
+            raise ValueError(f"the journal {path} was written by an earlier version of penstock")
     elif application or version or tables:
         raise ValueError(f"{path} is not a journal of penstock")
     return int(version)

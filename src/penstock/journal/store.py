@@ -21,6 +21,8 @@ The guarantees, each of which every store must keep:
   outlives the process, by every later process.
 - **told or asked**: of whatever happens to a turn after the block of its `news` began, `wait` tells by returning; what
   `turn` and `read` say then is no older.
+- **told is heard**: what is told while somebody listens is among his notes, in its order, or he is told that he may have
+  missed some.
 - **trimmed whole**: retention removes ended turns, each with its record and all its entries, never a part, the oldest
   first. A suspended turn goes only with its chat, and what is running stays.
 """
@@ -28,7 +30,7 @@ The guarantees, each of which every store must keep:
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
 from enum import Enum
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -36,6 +38,7 @@ import msgspec
 
 from penstock.errors import TurnConflictError
 from penstock.journal.news import News
+from penstock.journal.notes import Notes
 from penstock.limits import Limits
 from penstock.wire.messages import UIMessage
 
@@ -204,6 +207,12 @@ class Store(Protocol):
 
     def news(self, turn: TurnRecord) -> News:
         """Return what somebody who follows a turn can wait for; see `journal/news.py`."""
+
+    async def tell(self, notes: Sequence[bytes]) -> None:
+        """Tell all who listen to this journal's `notes` now, in any process; oneself, too, or not."""
+
+    def notes(self) -> AbstractContextManager[Notes]:
+        """Listen to what is told; see `journal/notes.py`."""
 
 
 def check_journal(url: str) -> None:

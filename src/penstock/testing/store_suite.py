@@ -335,6 +335,25 @@ class StoreSuite:
                     await store.append([Batch(turn, offset, [b"x"])])
                 assert await end(store, turn, 50)
 
+    async def test_told_is_heard(self, open_store: OpenStore) -> None:
+        """Who listens hears all of it in its order, or that he has missed some; who comes later, what is told then."""
+        async with open_store(retention=FOREVER) as store:
+            with store.notes() as notes, store.notes() as others:
+                await store.tell([b"a", b"b"])
+                await store.tell([b"c"])
+                with trio.fail_after(4):
+                    for listener in (notes, others):
+                        heard: list[bytes] = []
+                        while len(heard) < 3:
+                            said = await listener.wait()
+                            assert not said.missed
+                            heard += said.notes
+                        assert heard == [b"a", b"b", b"c"]
+            with store.notes() as notes, trio.fail_after(4):
+                await store.tell([b"d"])
+                while b"d" not in (await notes.wait()).notes:
+                    pass
+
     @pytest.mark.parametrize("rule", ["age", "turns", "bytes", "chat"])
     async def test_trimmed_whole(self, open_store: OpenStore, rule: str) -> None:
         """What is due goes, oldest first and with all of it; what isn't stays whole."""
