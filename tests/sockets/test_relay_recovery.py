@@ -69,7 +69,7 @@ async def open_server(*answers: Answer) -> AsyncIterator[tuple[str, list[Request
 
     async with trio.open_nursery() as nursery:
         listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
-        nursery.start_soon(trio.serve_listeners, serve, listeners)
+        await nursery.start(trio.serve_listeners, serve, listeners)
         port = listeners[0].socket.getsockname()[1]
         yield f"http://127.0.0.1:{port}/v1", asked
         nursery.cancel_scope.cancel()
