@@ -17,12 +17,13 @@ import trio
 from fault_upstream import HEAD, Ended, Script, chunked, hang, impatient, reset, run_turn, scripted, sends
 
 from penstock import Limits, TurnState, open_hub
-from penstock.errors import UpstreamTruncatedError, UpstreamUnreadableError
+from penstock.errors import UpstreamError, UpstreamTruncatedError, UpstreamUnreadableError
 from penstock.journal.store import Batch, open_store
 from penstock.limits import RelayLimits
+from penstock.relay.ui_stream import UiStreamProtocol
 from penstock.relay.upstream import open_upstream, relay
 from penstock.testing import user_message
-from penstock.turns.turn import Producer
+from penstock.turns.turn import Producer, TurnRequest
 from penstock.wire.chunks import (
     AnyChunk,
     Data,
@@ -172,6 +173,16 @@ async def test_without_the_same_answer_it_stays_cut_off(says: Any) -> None:
     check_failed(turn, UpstreamTruncatedError, "Because ")
 
 
+async def test_what_the_service_says_of_a_failure_is_told_without_the_key() -> None:
+    """Also where it says so only when it is asked for the rest."""
+    says = turns("", error="no such token: key")
+    service = Service(CONVERSATION, frame(kind="chunk", text="Because "), turns=[says])
+    async with serving(service) as producer:
+        turn = await run_turn(producer)
+    check_failed(turn, UpstreamError, "Because ")
+    assert str(turn.error) == "the upstream reported 'no such token: [key]'"
+
+
 async def test_the_next_process_finishes_the_answer(tmp_path: Path) -> None:
     """The conversation's id is in the journal, as the metadata of the message."""
     journal = f"sqlite:{tmp_path / 'chat.db'}"
@@ -286,6 +297,21 @@ async def test_a_request_with_effects_is_made_once_unless_the_backend_asks(head:
         turn = await run_turn(relay(server.url, protocol="ui-stream", limits=limits))
     assert len(server.requests) == requests
     assert msgspec.to_builtins(turn.chunks[-1]) == {"type": "error", "errorText": "Not now"}
+
+
+async def test_a_cookie_of_any_bytes_goes_on_with_the_same() -> None:
+    """Pages set them in UTF-8; to HTTP, and so to ASGI, they are bytes."""
+    cookie = "name=Zoë 🦊".encode()
+    protocol = UiStreamProtocol(forward_headers=["cookie"])
+    request = TurnRequest(b"{}", {"cookie": cookie.decode("latin-1")})
+    async with (
+        scripted(sends(HEAD, frame(type="finish"), chunked(b""))) as server,
+        open_upstream(server.url, protocol=protocol, limits=impatient()) as upstream,
+        open_hub() as hub,
+    ):
+        turn = await hub.start_turn("chat", upstream.answer, [user_message("Hello")], request=request)
+        assert await turn.wait_ended() is TurnState.finished
+    assert b"ookie: %b\r\n" % cookie in server.requests[0]
 
 
 async def test_a_connection_that_broke_before_the_answer_is_not_tried_again() -> None:

@@ -314,6 +314,21 @@ async def test_an_approval_held_by_the_connection_ends_with_it_at_once() -> None
     assert viewer.of("message")[-1]["parts"][-1]["text"] == "On we go."
 
 
+async def test_authorize_sees_a_header_of_several_lines_as_one() -> None:
+    """As browsers send cookies over HTTP/2."""
+    cookies: list[str] = []
+
+    async def authorize(request: Request, chat_id: str, action: Action) -> str:
+        cookies.append(request.headers["cookie"])
+        return "ada"
+
+    async with open_server(chat_app(two_words, authorize=authorize)) as root, httpx2.AsyncClient() as client:
+        await client.get(
+            f"{root}/api/chat/c/stream", headers=[("cookie", "session=1"), ("cookie", "theme=2")]
+        )
+    assert cookies == ["session=1; theme=2"]
+
+
 async def test_authorize_is_asked_on_every_route() -> None:
     asked: list[tuple[str, Action]] = []
 

@@ -46,6 +46,12 @@ def direct(request: pytest.FixtureRequest) -> bool:
     return bool(request.param == "fast lane")
 
 
+async def wait_and_set(event: trio.Event) -> None:
+    """Set an event, once all others wait."""
+    await trio.testing.wait_all_tasks_blocked()
+    event.set()
+
+
 async def wait_to_be_cancelled() -> None:
     """Sleep forever, in words that leave a type checker in doubt: the block round it may be cancelled."""
     await trio.sleep_forever()
@@ -249,6 +255,19 @@ async def test_aclose_in_the_block_drains_and_lets_the_block_go_on(
         await connection.aclose()
         await trio.sleep(1)
     assert connection.close_reason is CloseReason.finished
+
+
+async def test_the_reason_that_is_said_first_stays(direct: bool, autojump_clock: trio.abc.Clock) -> None:
+    """Also where the block ends by itself while what waits is still being written."""
+    transport = MemoryTransport(direct=direct)
+    transport.reading = trio.Event()
+    async with trio.open_nursery() as nursery:
+        async with open_connection(transport) as connection:
+            nursery.start_soon(connection.aclose, CloseReason.drain)  # noqa: ASYNC111 (until after the block)
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(wait_and_set, transport.reading)
+    assert connection.close_reason is CloseReason.drain
+    assert transport.finished
 
 
 async def test_close_that_can_not_drain_is_bounded(direct: bool, autojump_clock: trio.abc.Clock) -> None:

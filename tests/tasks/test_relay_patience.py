@@ -297,6 +297,16 @@ async def test_it_is_asked_again_when_the_upstream_says(autojump_clock: MockCloc
     assert [at for at, _ in turn.signs] == [5, 10, 15, 20, 25, 30, 35, 40]
 
 
+@pytest.mark.parametrize(("end", "left_after_s"), [([], 5.0), ([DONE], 0.05)])
+async def test_a_whole_answer_is_left_though_heartbeats_go_on(
+    end: list[bytes], left_after_s: float, autojump_clock: MockClock
+) -> None:
+    beats = [piece for _ in range(1_000) for piece in (Pause(0.04), b": still here\n\n")]
+    turn = await relayed(Answer([token("a", "stop"), *end, *beats]))
+    assert turn.state is TurnState.finished
+    assert trio.current_time() == pytest.approx(left_after_s, abs=0.05)
+
+
 async def test_a_whole_answer_in_json_is_waited_for(autojump_clock: MockClock) -> None:
     """A server that does not stream, and sends its head when it knows all, or before."""
     message = b'{"choices":[{"message":{"content":"All."},"finish_reason":"stop"}]}'

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-from collections.abc import Callable, Iterable
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,41 +13,12 @@ from penstock.relay.anthropic import AnthropicTranslator
 from penstock.relay.part_writer import OPAQUE_CHARACTERS
 from penstock.relay.sentences import BAD_INPUT, BUSY, FAILED, NOT_UNDERSTOOD, TOO_LONG
 from penstock.wire.assembly import Assembly
-from penstock.wire.chunks import AnyChunk, Start
-from penstock.wire.codec import encode
-from penstock.wire.grammar import Grammar
 from penstock.wire.sse_parser import ServerSentEvent, SseParser
+from transcripts import Transcripts, brief, call, text, usage
 
-TRANSCRIPTS = Path(__file__).parent.parent / "data" / "anthropic"
-
-
-def make_translator(**options: Any) -> AnthropicTranslator:
-    """Make a translator that counts the ids it makes."""
-    ids = itertools.count(1)
-    return AnthropicTranslator(make_id=lambda: f"made-{next(ids)}", **options)
-
-
-def translate(pieces: Iterable[bytes]) -> list[AnyChunk]:
-    """Parse and translate a body that arrives in pieces."""
-    parser = SseParser()
-    translator = make_translator()
-    chunks: list[AnyChunk] = []
-    for piece in pieces:
-        for event in parser.feed(piece):
-            chunks.extend(translator.feed(event))
-    chunks.extend(translator.finish())
-    assert translator.ended
-    return chunks
-
-
-def brief(chunks: Iterable[AnyChunk]) -> list[list[Any]]:
-    """Show each chunk as its type and its values, in the order of the wire."""
-    return [list(json.loads(encode(chunk)).values()) for chunk in chunks]
-
-
-def transcript(name: str) -> bytes:
-    """Read a recorded stream."""
-    return (TRANSCRIPTS / f"{name}.sse").read_bytes()
+TRANSCRIPTS = Transcripts("anthropic", AnthropicTranslator)
+transcript, translate = TRANSCRIPTS.body, TRANSCRIPTS.translate
+make_translator = TRANSCRIPTS.make_translator
 
 
 BEGIN: list[list[Any]] = [["start-step"], ["message-metadata", {"model": "claude-sonnet-4-5-20250929"}]]
@@ -57,26 +26,7 @@ BEGIN: list[list[Any]] = [["start-step"], ["message-metadata", {"model": "claude
 
 def end(reason: str, written: int, read: int = 25) -> list[list[Any]]:
     """Show how an answer ends."""
-    usage = {"inputTokens": read, "outputTokens": written, "totalTokens": read + written}
-    return [["finish-step"], ["finish", reason, {"usage": usage}]]
-
-
-def text(part_id: str, *deltas: str) -> list[list[Any]]:
-    """Show a text part."""
-    return [
-        ["text-start", part_id],
-        *(["text-delta", part_id, delta] for delta in deltas),
-        ["text-end", part_id],
-    ]
-
-
-def call(call_id: str, name: str, value: Any, *deltas: str) -> list[list[Any]]:
-    """Show a tool call."""
-    return [
-        ["tool-input-start", call_id, name],
-        *(["tool-input-delta", call_id, delta] for delta in deltas),
-        ["tool-input-available", call_id, name, value],
-    ]
+    return [["finish-step"], ["finish", reason, usage(read, written)]]
 
 
 def search(state: str) -> list[Any]:
@@ -153,49 +103,17 @@ BROKEN = {
 
 def test_every_transcript_is_expected() -> None:
     """A transcript without an expectation proves nothing."""
-    assert {path.stem for path in TRANSCRIPTS.iterdir()} == WHOLE.keys() | BROKEN.keys()
+    assert TRANSCRIPTS.names == WHOLE.keys() | BROKEN.keys()
 
 
 @pytest.mark.parametrize("name", WHOLE)
 def test_an_answer_becomes_these_chunks(name: str) -> None:
-    """And the chunks make a legal turn and a message."""
-    chunks = translate([transcript(name)])
-    assert brief(chunks) == WHOLE[name]
-    grammar, assembly = Grammar(), Assembly("m")
-    for chunk in [Start(message_id="m"), *chunks]:
-        grammar.apply(chunk)
-        assembly.apply(chunk)
-    assert grammar.ended
-    states = {part["state"] for part in assembly.message()["parts"] if "state" in part}
-    assert states <= {"done", "input-available"}
-
-
-@pytest.mark.parametrize("name", WHOLE)
-def test_a_byte_at_a_time_changes_nothing(name: str) -> None:
-    """Cut at every boundary at once."""
-    body = transcript(name)
-    assert brief(translate(body[i : i + 1] for i in range(len(body)))) == WHOLE[name]
-
-
-@pytest.mark.parametrize("name", ["text", "tools"])
-def test_no_single_cut_changes_anything(name: str) -> None:
-    """Cut at each boundary, one after the other: within a character, a line end, an event."""
-    body = transcript(name)
-    events = SseParser().feed(body)
-    for cut in range(len(body)):
-        parser = SseParser()
-        assert parser.feed(body[:cut]) + parser.feed(body[cut:]) == events
+    TRANSCRIPTS.check_whole(name, WHOLE[name])
 
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_stream_is_an_error_with_a_public_sentence(name: str) -> None:
-    """The user reads our sentence; the upstream's own words are for the log."""
-    kind, sentence = BROKEN[name]
-    with pytest.raises(UpstreamError) as caught:
-        translate([transcript(name)])
-    assert type(caught.value) is kind
-    assert caught.value.error_text == sentence
-    assert "secret" not in caught.value.error_text
+    TRANSCRIPTS.check_broken(name, *BROKEN[name])
 
 
 def test_a_cut_stream_is_never_taken_for_a_whole_one() -> None:
@@ -323,6 +241,8 @@ def test_calls_and_parts_have_bounds() -> None:
         run(*(one for index in range(1_000) for one in tool(index, "{}", f"c{index}")))
     with pytest.raises(UpstreamTooLongError):
         run(*(one for index in range(1_000) for one in block(index, {"type": "text", "text": "x"})))
+    with pytest.raises(UpstreamTooLongError):
+        run(*(block(index, {"type": "of-next-year"})[0] for index in range(1_000)))
 
 
 def test_a_long_text_is_cut_into_chunks_that_may_be_sent() -> None:

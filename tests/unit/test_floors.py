@@ -26,6 +26,7 @@ FLOORS = {
     "relay": 4,
     "connections": 4,
     "client": 4,
+    "interop": 4,
     "web": 5,
     "server": 6,
     "demo": 6,

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,45 +11,16 @@ from penstock.errors import UpstreamError, UpstreamTruncatedError
 from penstock.relay.openai import CompletionTranslator
 from penstock.relay.openai_messages import PASSED_BACK
 from penstock.relay.sentences import ANSWER_TOO_LONG, BAD_INPUT, BUSY, FAILED, NOT_UNDERSTOOD, TOO_LONG
-from penstock.wire.chunks import AnyChunk, Start
-from penstock.wire.codec import encode
-from penstock.wire.grammar import Grammar
 from penstock.wire.sse_parser import ServerSentEvent, SseParser
+from transcripts import Transcripts, brief, usage
 
-TRANSCRIPTS = Path(__file__).parent.parent / "data" / "openai"
-
-
-def translate(pieces: Iterable[bytes]) -> list[AnyChunk]:
-    """Parse and translate a body that arrives in pieces."""
-    ids = itertools.count(1)
-    parser = SseParser()
-    translator = CompletionTranslator(make_id=lambda: f"made-{next(ids)}")
-    chunks: list[AnyChunk] = []
-    for piece in pieces:
-        for event in parser.feed(piece):
-            chunks.extend(translator.feed(event))
-    chunks.extend(translator.finish())
-    return chunks
-
-
-def brief(chunks: Iterable[AnyChunk]) -> list[list[Any]]:
-    """Show each chunk as its type and its values, in the order of the wire."""
-    return [list(json.loads(encode(chunk)).values()) for chunk in chunks]
-
-
-def transcript(name: str) -> bytes:
-    """Read a recorded stream."""
-    return (TRANSCRIPTS / f"{name}.sse").read_bytes()
+TRANSCRIPTS = Transcripts("openai", CompletionTranslator)
+transcript, translate = TRANSCRIPTS.body, TRANSCRIPTS.translate
 
 
 def metadata(model: str) -> list[Any]:
     """Show the chunk that says the model's name."""
     return ["message-metadata", {"model": model}]
-
-
-def usage(read: int, written: int) -> dict[str, Any]:
-    """Show what the chunk at the end says of the cost."""
-    return {"usage": {"inputTokens": read, "outputTokens": written, "totalTokens": read + written}}
 
 
 OPENAI = "gpt-4.1-mini-2025-04-14"
@@ -219,25 +187,17 @@ BROKEN = {
 
 def test_every_transcript_is_expected() -> None:
     """A transcript without an expectation proves nothing."""
-    assert {path.stem for path in TRANSCRIPTS.iterdir()} == WHOLE.keys() | BROKEN.keys()
+    assert TRANSCRIPTS.names == WHOLE.keys() | BROKEN.keys()
 
 
 @pytest.mark.parametrize("name", WHOLE)
 def test_a_dialect_becomes_these_chunks(name: str) -> None:
-    """Each server's stream says the same in chunks, and the chunks make a legal turn."""
-    chunks = translate([transcript(name)])
-    assert brief(chunks) == WHOLE[name]
-    grammar = Grammar()
-    grammar.apply(Start(message_id="m"))
-    for chunk in chunks:
-        grammar.apply(chunk)
+    TRANSCRIPTS.check_whole(name, WHOLE[name])
 
 
-@pytest.mark.parametrize("name", WHOLE)
-def test_a_byte_at_a_time_changes_nothing(name: str) -> None:
-    """Cut at every boundary at once."""
-    body = transcript(name)
-    assert brief(translate(body[i : i + 1] for i in range(len(body)))) == WHOLE[name]
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_stream_is_an_error_with_a_public_sentence(name: str) -> None:
+    TRANSCRIPTS.check_broken(name, *BROKEN[name])
 
 
 @pytest.mark.parametrize("name", ["openai-text", "vllm"])
@@ -248,17 +208,6 @@ def test_no_single_cut_changes_anything(name: str) -> None:
     for cut in range(len(body)):
         parser = SseParser()
         assert parser.feed(body[:cut]) + parser.feed(body[cut:]) == events
-
-
-@pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_stream_is_an_error_with_a_public_sentence(name: str) -> None:
-    """The user reads our sentence; the upstream's own words are for the log."""
-    kind, sentence = BROKEN[name]
-    with pytest.raises(UpstreamError) as caught:
-        translate([transcript(name)])
-    assert type(caught.value) is kind
-    assert caught.value.error_text == sentence
-    assert "secret" not in caught.value.error_text
 
 
 @pytest.mark.parametrize("cut", range(0, 1_872, 13))
@@ -295,8 +244,7 @@ def call(**fields: Any) -> dict[str, Any]:
 
 def run(*deltas: dict[str, Any]) -> list[list[Any]]:
     """Translate deltas and a good end, without the frame that every answer has."""
-    ids = itertools.count(1)
-    translator = CompletionTranslator(make_id=lambda: f"made-{next(ids)}")
+    translator = TRANSCRIPTS.make_translator()
     chunks = [chunk for delta in deltas for chunk in translator.feed(event(delta))]
     chunks += translator.feed(event({}, "stop"))
     chunks += translator.feed(DONE)

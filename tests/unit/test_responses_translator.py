@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-from collections.abc import Callable, Iterable
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,42 +13,12 @@ from penstock.relay.part_writer import OPAQUE_CHARACTERS
 from penstock.relay.responses import ResponsesTranslator
 from penstock.relay.sentences import BAD_INPUT, BUSY, FAILED, NOT_UNDERSTOOD, TOO_LONG
 from penstock.wire.assembly import Assembly
-from penstock.wire.chunks import AnyChunk, Start
-from penstock.wire.codec import encode
-from penstock.wire.grammar import Grammar
 from penstock.wire.sse_parser import ServerSentEvent, SseParser
+from transcripts import Transcripts, brief, call, text, usage
 
-TRANSCRIPTS = Path(__file__).parent.parent / "data" / "responses"
-
-
-def make_translator(**options: Any) -> ResponsesTranslator:
-    """Make a translator that counts the ids it makes."""
-    ids = itertools.count(1)
-    return ResponsesTranslator(make_id=lambda: f"made-{next(ids)}", **options)
-
-
-def translate(pieces: Iterable[bytes]) -> list[AnyChunk]:
-    """Parse and translate a body that arrives in pieces."""
-    parser = SseParser()
-    translator = make_translator()
-    chunks: list[AnyChunk] = []
-    for piece in pieces:
-        for event in parser.feed(piece):
-            chunks.extend(translator.feed(event))
-    chunks.extend(translator.finish())
-    assert translator.ended
-    assert translator.whole
-    return chunks
-
-
-def brief(chunks: Iterable[AnyChunk]) -> list[list[Any]]:
-    """Show each chunk as its type and its values, in the order of the wire."""
-    return [list(json.loads(encode(chunk)).values()) for chunk in chunks]
-
-
-def transcript(name: str) -> bytes:
-    """Read a recorded stream."""
-    return (TRANSCRIPTS / f"{name}.sse").read_bytes()
+TRANSCRIPTS = Transcripts("responses", ResponsesTranslator)
+transcript, translate = TRANSCRIPTS.body, TRANSCRIPTS.translate
+make_translator = TRANSCRIPTS.make_translator
 
 
 def begin(name: str, model: str = "gpt-5-mini-2025-08-07") -> list[list[Any]]:
@@ -61,26 +29,7 @@ def begin(name: str, model: str = "gpt-5-mini-2025-08-07") -> list[list[Any]]:
 
 def end(reason: str, read: int, written: int) -> list[list[Any]]:
     """Show how it ends."""
-    usage = {"inputTokens": read, "outputTokens": written, "totalTokens": read + written}
-    return [["finish-step"], ["finish", reason, {"usage": usage}]]
-
-
-def text(part_id: str, *deltas: str) -> list[list[Any]]:
-    """Show a text part."""
-    return [
-        ["text-start", part_id],
-        *(["text-delta", part_id, delta] for delta in deltas),
-        ["text-end", part_id],
-    ]
-
-
-def call(call_id: str, name: str, value: Any, *deltas: str) -> list[list[Any]]:
-    """Show a tool call."""
-    return [
-        ["tool-input-start", call_id, name],
-        *(["tool-input-delta", call_id, delta] for delta in deltas),
-        ["tool-input-available", call_id, name, value],
-    ]
+    return [["finish-step"], ["finish", reason, usage(read, written)]]
 
 
 REASONING = {"openai": {"itemId": "rs_01"}}
@@ -173,49 +122,17 @@ BROKEN = {
 
 def test_every_transcript_is_expected() -> None:
     """A transcript without an expectation proves nothing."""
-    assert {path.stem for path in TRANSCRIPTS.iterdir()} == WHOLE.keys() | BROKEN.keys()
+    assert TRANSCRIPTS.names == WHOLE.keys() | BROKEN.keys()
 
 
 @pytest.mark.parametrize("name", WHOLE)
 def test_an_answer_becomes_these_chunks(name: str) -> None:
-    """And the chunks make a legal turn and a message."""
-    chunks = translate([transcript(name)])
-    assert brief(chunks) == WHOLE[name]
-    grammar, assembly = Grammar(), Assembly("m")
-    for chunk in [Start(message_id="m"), *chunks]:
-        grammar.apply(chunk)
-        assembly.apply(chunk)
-    assert grammar.ended
-    states = {part["state"] for part in assembly.message()["parts"] if "state" in part}
-    assert states <= {"done", "input-available"}
-
-
-@pytest.mark.parametrize("name", WHOLE)
-def test_a_byte_at_a_time_changes_nothing(name: str) -> None:
-    """Cut at every boundary at once."""
-    body = transcript(name)
-    assert brief(translate(body[i : i + 1] for i in range(len(body)))) == WHOLE[name]
-
-
-@pytest.mark.parametrize("name", ["text"])
-def test_no_single_cut_changes_anything(name: str) -> None:
-    """Cut at each boundary, one after the other: within a character, a line end, an event."""
-    body = transcript(name)
-    events = SseParser().feed(body)
-    for cut in range(len(body)):
-        parser = SseParser()
-        assert parser.feed(body[:cut]) + parser.feed(body[cut:]) == events
+    TRANSCRIPTS.check_whole(name, WHOLE[name])
 
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_stream_is_an_error_with_a_public_sentence(name: str) -> None:
-    """The user reads our sentence; the upstream's own words are for the log."""
-    kind, sentence = BROKEN[name]
-    with pytest.raises(UpstreamError) as caught:
-        translate([transcript(name)])
-    assert type(caught.value) is kind
-    assert caught.value.error_text == sentence
-    assert "secret" not in caught.value.error_text
+    TRANSCRIPTS.check_broken(name, *BROKEN[name])
 
 
 def test_a_cut_stream_is_never_taken_for_a_whole_one() -> None:
@@ -276,6 +193,18 @@ def test_the_identity_comes_with_the_first_event() -> None:
     assert brief(make_translator().feed(first)) == begin("text")
 
 
+@pytest.mark.parametrize("numbered", [True, False])
+def test_what_came_in_pieces_is_not_said_again(numbered: bool) -> None:
+    """Also by a server that says the item of a piece by its id, and not by its number."""
+    where = {"item_id": "msg", **({"output_index": 0} if numbered else {})}
+    content = [{"type": "output_text", "text": "Hello"}]
+    whole = {"status": "completed", "output": [{"type": "message", "id": "msg", "content": content}]}
+    shown = run(
+        event("response.output_text.delta", **where, delta="Hel"), event("response.completed", response=whole)
+    )
+    assert shown == text("part-1", "Hel", "lo")
+
+
 @pytest.mark.parametrize("response_id", [None, 7, "", "a/../b", "x?y", "resp\n", "r" * 300])
 def test_an_id_that_may_not_stand_in_a_url_is_none(response_id: object) -> None:
     """What an upstream says is not trusted with the path of the next request."""
@@ -313,6 +242,12 @@ def test_calls_parts_and_sources_have_bounds() -> None:
     deltas = (event("response.output_text.delta", output_index=index, delta="x") for index in range(1_000))
     with pytest.raises(UpstreamTooLongError):
         run(*deltas)
+    items = (
+        event("response.output_item.added", output_index=index, item={"type": "new"})
+        for index in range(1_000)
+    )
+    with pytest.raises(UpstreamTooLongError):
+        run(*items)
     annotations = [{"type": "url_citation", "url": f"https://example.org/{i}"} for i in range(1_000)]
     shown = run(
         *(

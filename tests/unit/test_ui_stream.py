@@ -297,6 +297,8 @@ def test_a_websockets_frame_is_the_request_that_a_post_would_be() -> None:
         "authorization": "proxy"
     }
     assert "user" not in repr(request)
+    for no_header in ("", "a\r\nx-role: admin", " a", "\u20ac"):
+        assert all_headers({"headers": []}, {"authorization": no_header}) == {}
 
 
 @pytest.mark.parametrize(

@@ -204,7 +204,7 @@ class Connection:
         self.close(CloseReason.write_stalled)
 
     def _begin_ending(self, reason: CloseReason) -> None:
-        self._ending_reason = reason
+        self._ending_reason = self._ending_reason or reason
         self._waiting.close()
 
     async def _end(self) -> None:

@@ -26,10 +26,15 @@ from typing import Any, Final
 
 import httpx2
 
-from penstock.errors import RemoteProtocolError, UpstreamTruncatedError, UpstreamUnreadableError
+from penstock.errors import (
+    RemoteProtocolError,
+    UpstreamTooLongError,
+    UpstreamTruncatedError,
+    UpstreamUnreadableError,
+)
 from penstock.limits import RELAY, WIRE, WireLimits
 from penstock.relay.anthropic_messages import anthropic_conversation, anthropic_tools
-from penstock.relay.part_writer import OPAQUE_CHARACTERS, PartWriter, usage_metadata
+from penstock.relay.part_writer import BLOCKS, OPAQUE_CHARACTERS, PartWriter, usage_metadata
 from penstock.relay.sentences import reported_failure
 from penstock.relay.tool_schema import ToolSchema, add_tools
 from penstock.turns.turn import Turn
@@ -215,6 +220,8 @@ class AnthropicTranslator:
         # What ended before its time, or never did, is ended by the next of its number.
         self._end_block(index)
         self._blocks[index] = block
+        if len(self._blocks) > BLOCKS:
+            raise UpstreamTooLongError(f"more than {BLOCKS} content blocks are open")
         match kind:
             case "text":
                 self._writer.write(TextStart, index, block.get("text"))
@@ -261,7 +268,7 @@ class AnthropicTranslator:
                 self._writer.close(index)
 
     def _sign(self, index: int, signature: Any) -> None:
-        if isinstance(signature, str) and 0 < len(signature) <= OPAQUE_CHARACTERS:
+        if index in self._blocks and isinstance(signature, str) and 0 < len(signature) <= OPAQUE_CHARACTERS:
             self._signatures[index] = signature
 
     def _redact(self, index: int, data: Any) -> None:

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 
 import httpx2
 
+LOGGED = 3_000
+"""Characters of an error that quotes an upstream."""
 _OWNERS = {"api.openai.com": "OPENAI_API_KEY", "api.anthropic.com": "ANTHROPIC_API_KEY"}
 
 
@@ -21,6 +23,11 @@ def environment_api_key(url: httpx2.URL, environment: Mapping[str, str] = os.env
     if not key and url.scheme == "https":
         key = environment.get(_OWNERS.get(url.host, ""), "").strip()
     return key
+
+
+def redacted(text: str, api_key: str) -> str:
+    """Return a text without the key, for upstreams quote the one that they don't know, and no longer than is logged."""
+    return (text.replace(api_key, "[key]") if api_key else text)[:LOGGED]
 
 
 def checked_api_key(url: httpx2.URL, api_key: str | None) -> str:

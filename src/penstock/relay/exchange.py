@@ -1,12 +1,14 @@
 """One request to an upstream, and its answer: written into a turn as it comes, or one error that says what was wrong.
 
 Knows HTTP and its failures; what the events mean is the protocol's. Every failure becomes an `UpstreamError`, whose
-sentence is for the user and whose own text is for the log; neither holds the key, and no body reaches the user.
+sentence is for the user and whose own text is for the log; neither holds the key, and no body reaches the user, but
+an app's own refusal (`AppProtocol`).
 """
 
 from __future__ import annotations
 
 import codecs
+import math
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -28,6 +30,7 @@ from penstock.errors import (
 )
 from penstock.http import open_body, retry_after_s
 from penstock.limits import Limits
+from penstock.relay.api_key import redacted
 from penstock.relay.proof_of_life import ProofOfLife
 from penstock.relay.protocol import AppProtocol, Protocol, Translator
 from penstock.relay.sentences import refusal_sentence
@@ -76,6 +79,8 @@ class Exchange:
         self._life = life
         self._answered = False
         """Whether the head of an answer came."""
+        self._leave_at = math.inf
+        """When an answer that is whole is left, whatever may still come."""
         self._scope = trio.CancelScope()
 
     def __repr__(self) -> str:
@@ -91,8 +96,7 @@ class Exchange:
             with self._scope:
                 await self._ask()
         except UpstreamError as exc:
-            # Upstreams quote the key that they don't know.
-            exc.args = (self._redacted(str(exc)),)
+            exc.args = (redacted(str(exc), self._api_key),)
             raise
         finally:
             self._life.heard()
@@ -103,13 +107,17 @@ class Exchange:
 
     async def _ask(self) -> None:
         url = self._url
-        headers = {
-            "accept": "text/event-stream, application/json",
-            # No compression: it would hold tokens back, and count as bytes what is not yet text.
-            "accept-encoding": "identity",
-            "content-type": "application/json",
-            **self._protocol.headers(self._turn, self._api_key),
-        }
+        headers = httpx2.Headers(
+            {
+                "accept": "text/event-stream, application/json",
+                # No compression: it would hold tokens back, and count as bytes what is not yet text.
+                "accept-encoding": "identity",
+                "content-type": "application/json",
+                **self._protocol.headers(self._turn, self._api_key),
+            },
+            # As ASGI has them: a cookie may hold any bytes, and goes on with the same.
+            encoding="latin-1",
+        )
         # Of the rest the proof of life keeps the time: one watch for the whole answer, which knows what it waits for.
         timeout = httpx2.Timeout(None, connect=self._limits.connect_s)
         for _ in range(self._limits.redirects + 1):
@@ -127,7 +135,7 @@ class Exchange:
                 raise UpstreamUnreachableError(
                     f"{self!r} took no connection in {self._limits.connect_s:g} s"
                 ) from exc
-            except httpx2.HTTPError as exc:
+            except (httpx2.HTTPError, ValueError) as exc:  # the latter for a redirect to no host
                 raise UpstreamUnreachableError(
                     f"{self!r} could not be asked: {type(exc).__name__}: {exc}"
                 ) from exc
@@ -208,7 +216,9 @@ class Exchange:
     async def _next(self, pieces: AsyncIterator[bytes], translator: Translator) -> bytes:
         """Read what comes next; nothing at the stream's end, or where it need not come."""
         if translator.whole:
-            with trio.move_on_after(self._limits.eof_s if translator.ended else self._limits.trailer_s):
+            wait_s = self._limits.eof_s if translator.ended else self._limits.trailer_s
+            self._leave_at = min(self._leave_at, trio.current_time() + wait_s)
+            with trio.move_on_at(self._leave_at):
                 try:
                     return await anext(pieces, b"")
                 except httpx2.TransportError:
@@ -248,7 +258,7 @@ class Exchange:
                     says += piece
             except httpx2.TransportError:
                 pass  # the status says enough
-        text = self._redacted(says.decode("utf-8", "replace"))[: self._limits.refusal_bytes]
+        text = redacted(says.decode("utf-8", "replace"), self._api_key)[: self._limits.refusal_bytes]
         return UpstreamStatusError(
             f"{self!r} answered with status {response.status_code}: {text!r}",
             status=response.status_code,
@@ -261,9 +271,6 @@ class Exchange:
         if isinstance(self._protocol, AppProtocol):
             sentence = self._protocol.refusal(response.headers.get("content-type", "").lower(), text)
         return sentence or refusal_sentence(response.status_code, text)
-
-    def _redacted(self, text: str) -> str:
-        return text.replace(self._api_key, "[key]") if self._api_key else text
 
     async def _write(self, chunks: Sequence[AnyChunk]) -> None:
         if chunks:

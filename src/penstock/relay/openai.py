@@ -19,15 +19,14 @@ Source: the API reference of OpenAI, "Chat Completions: streaming", and those of
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import httpx2
 import msgspec
 from msgspec import UNSET
 
 from penstock.errors import (
-    LocalProtocolError,
     RemoteProtocolError,
     UpstreamError,
     UpstreamTooLongError,
@@ -36,29 +35,12 @@ from penstock.errors import (
 )
 from penstock.limits import WIRE, WireLimits
 from penstock.relay.openai_messages import PASSED_BACK, openai_messages, openai_tools
-from penstock.relay.part_writer import CALLS, DELTA_CHARACTERS, PartKind, usage_metadata
-from penstock.relay.sentences import BAD_INPUT, FAILED, reported_failure
+from penstock.relay.part_writer import CALLS, PartKind, PartWriter, usage_metadata
+from penstock.relay.sentences import FAILED, reported_failure
 from penstock.relay.tool_schema import ToolSchema, add_tools
 from penstock.turns.turn import Turn
-from penstock.wire.chunks import (
-    AnyChunk,
-    Finish,
-    FinishReason,
-    FinishStep,
-    MessageMetadata,
-    ReasoningDelta,
-    ReasoningEnd,
-    ReasoningStart,
-    StartStep,
-    TextDelta,
-    TextEnd,
-    TextStart,
-    ToolInputAvailable,
-    ToolInputDelta,
-    ToolInputError,
-    ToolInputStart,
-)
-from penstock.wire.codec import convert, decode_json, encode, encode_json
+from penstock.wire.chunks import AnyChunk, FinishReason, ReasoningStart, TextStart
+from penstock.wire.codec import convert, decode_json, encode_json
 from penstock.wire.messages import UIMessage
 from penstock.wire.sse_parser import ServerSentEvent
 
@@ -111,17 +93,14 @@ class _Completion(msgspec.Struct):
     usage: Any = None
 
 
-class _Call:
-    """A tool call whose input is still coming."""
+class _Call(NamedTuple):
+    """A tool call, as its fragments name it."""
 
-    def __init__(self, index: int | None, key: str) -> None:
-        self.index = index
-        self.key = key
-        """The id that the upstream gave it; may be empty."""
-        self.id = ""
-        """The id that it has in the turn; empty until its name is known and it has begun there."""
-        self.name = ""
-        self.input: list[str] = []
+    number: int
+    place: int | None
+    """Its `index`."""
+    id: str
+    """As the upstream has it; may be empty."""
 
 
 class OpenAIProtocol:
@@ -191,16 +170,14 @@ class CompletionTranslator:
         make_id: Callable[[], str] = lambda: f"call_{secrets.token_hex(12)}",
     ) -> None:
         self._limits = limits
-        self._make_id = make_id
-        self._taken = taken
-        self._begun = False
+        self._writer = PartWriter(limits=limits, taken=taken, make_id=make_id)
         self._model = ""
         self.ended = False
         """Whether `finish` was called, by the end marker or by the caller. What is fed then is ignored."""
         self.finish_reason: FinishReason | None = None
         """Why the model stopped, once it said so."""
-        self._open: PartKind | None = None
-        self._parts = 0
+        self._part: tuple[PartKind | None, int] = (None, 0)
+        """The kind and the number of the part that is open."""
         self._calls: list[_Call] = []
         self._usage: dict[str, int] = {}
 
@@ -218,26 +195,23 @@ class CompletionTranslator:
         if self.ended or event.event in _HEARTBEATS:
             return []
         if event.data.strip() == DONE:
-            return self._end()
+            self._end()
+            return self._writer.take()
         return self.feed_answer(event.data)
 
     def feed_answer(self, body: str) -> list[AnyChunk]:
         """Translate a whole answer, which is made like an event with `message` in place of `delta`. Raises the same."""
         completion = self._read(body)
-        chunks: list[AnyChunk] = []
-        if not self._begun:
-            self._begun = True
-            chunks.append(StartStep())
-        if completion.model and not self._model:
-            self._model = completion.model
-            chunks.append(MessageMetadata(message_metadata={"model": self._model}))
+        named = completion.model if not self._model else None
+        self._model = self._model or completion.model or ""
+        self._writer.begin({"model": named[:256]} if named else None)
         self._usage = _usage(completion.usage) or self._usage
         for choice in completion.choices or ():
             if not choice.index:  # 0, or left out
-                chunks.extend(self._translate(choice.delta or choice.message or _Delta()))
+                self._translate(choice.delta or choice.message or _Delta())
                 if choice.finish_reason:
                     self._note_finish(choice.finish_reason)
-        return chunks
+        return self._writer.take()
 
     def finish(self) -> list[AnyChunk]:
         """Translate the end of the stream: close what is open. Idempotent.
@@ -245,11 +219,13 @@ class CompletionTranslator:
         Raises:
             UpstreamTruncatedError: if neither a finish reason nor the end marker came before.
         """
-        if self.ended:
-            return []
-        if self.finish_reason is None:
-            raise UpstreamTruncatedError("the stream ended without a finish reason and without an end marker")
-        return self._end()
+        if not self.ended:
+            if self.finish_reason is None:
+                raise UpstreamTruncatedError(
+                    "the stream ended without a finish reason and without an end marker"
+                )
+            self._end()
+        return self._writer.take()
 
     def _read(self, data: str) -> _Completion:
         try:
@@ -267,80 +243,62 @@ class CompletionTranslator:
             raise UpstreamError("the finish reason is error", error_text=FAILED)
         self.finish_reason = _FINISH_REASONS.get(reason, "other")
 
-    def _translate(self, delta: _Delta) -> Iterator[AnyChunk]:
+    def _translate(self, delta: _Delta) -> None:
         # Gateways that know both names send the same words under both.
         if reasoning := delta.reasoning_content or delta.reasoning:
-            passed_back = PASSED_BACK if delta.reasoning_content else UNSET
-            yield from self._write(ReasoningStart, reasoning, passed_back)
-        yield from self._write_content(delta.content)
-        if delta.refusal:
-            yield from self._write(TextStart, delta.refusal)
+            self._write(ReasoningStart, reasoning, PASSED_BACK if delta.reasoning_content else UNSET)
+        self._write_content(delta.content)
+        self._write(TextStart, delta.refusal)
         for fragment in delta.tool_calls or ():
-            yield from self._write_call(fragment)
+            self._write_call(fragment)
         if delta.function_call is not None:
-            yield from self._write_call(_Fragment(index=0, function=delta.function_call))
+            self._write_call(_Fragment(index=0, function=delta.function_call))
 
-    def _write_content(self, content: Any) -> Iterator[AnyChunk]:
+    def _write_content(self, content: Any) -> None:
         if not isinstance(content, list):
-            yield from self._write(TextStart, content)
+            self._write(TextStart, content)
             return
         for part in content:
             match part:
                 case {"type": "text", "text": text}:
-                    yield from self._write(TextStart, text)
+                    self._write(TextStart, text)
                 case {"type": "thinking", "thinking": list(thoughts)}:
                     for thought in thoughts:
                         if isinstance(thought, dict):
-                            yield from self._write(ReasoningStart, thought.get("text"))
+                            self._write(ReasoningStart, thought.get("text"))
 
-    def _write(self, kind: PartKind, text: Any, metadata: Any = UNSET) -> Iterator[AnyChunk]:
+    def _write(self, kind: PartKind, text: Any, metadata: Any = UNSET) -> None:
         if not isinstance(text, str) or not text:
             return
-        if self._open is not kind:
-            yield from self._close()
-            self._open = kind
-            self._parts += 1
-            yield kind(id=self._part_id, provider_metadata=metadata)
-        delta = TextDelta if kind is TextStart else ReasoningDelta
-        for piece in _cut(text):
-            yield delta(id=self._part_id, delta=piece)
+        if self._part[0] is not kind:
+            self._close()
+            self._part = (kind, self._part[1] + 1)
+        self._writer.write(kind, self._part[1], text, metadata)
 
-    def _close(self) -> Iterator[AnyChunk]:
-        if self._open is not None:
-            yield (TextEnd if self._open is TextStart else ReasoningEnd)(id=self._part_id)
-            self._open = None
+    def _close(self) -> None:
+        _, number = self._part
+        self._writer.close(number)
+        self._part = (None, number)
 
-    @property
-    def _part_id(self) -> str:
-        return f"part-{self._parts}"
-
-    def _write_call(self, fragment: _Fragment) -> Iterator[AnyChunk]:
+    def _write_call(self, fragment: _Fragment) -> None:
         function = fragment.function or _Function()
         call = self._find_call(fragment, named=bool(function.name))
+        if function.name:
+            self._close()
+            self._writer.begin_call(call.number, call.id, function.name)
         text = function.arguments or ""
-        if not isinstance(text, str):
-            text = encode_json(text).decode()
-        call.input.append(text)
-        if function.name and not call.id:
-            call.name = function.name
-            call.id = self._call_id(call.key)
-            yield from self._close()
-            yield ToolInputStart(tool_call_id=call.id, tool_name=call.name)
-            text = "".join(call.input)
-        if call.id:
-            for delta in _cut(text):
-                yield ToolInputDelta(tool_call_id=call.id, input_text_delta=delta)
+        self._writer.write_input(call.number, text if isinstance(text, str) else encode_json(text).decode())
 
     def _find_call(self, fragment: _Fragment, *, named: bool) -> _Call:
         """Find the call that a fragment belongs to, or begin another."""
         key = fragment.id or ""
         for call in reversed(self._calls):
             if fragment.index is None:
-                same = call.key == key if key else not named
-            elif call.index == fragment.index:
+                same = call.id == key if key else not named
+            elif call.place == fragment.index:
                 # Some servers number all their calls 0, so another id is another call; others make up an id for
                 # each fragment, so it is one only together with a name.
-                same = not (named and key and call.key and call.key != key)
+                same = not (named and key and call.id and call.id != key)
             else:
                 continue
             if same:
@@ -349,49 +307,13 @@ class CompletionTranslator:
                 break
         if len(self._calls) == CALLS:
             raise UpstreamTooLongError(f"the answer has more than {CALLS} tool calls")
-        call = _Call(fragment.index, key)
+        call = _Call(len(self._calls), fragment.index, key)
         self._calls.append(call)
         return call
 
-    def _call_id(self, key: str) -> str:
-        """Return the upstream's own id, so that it knows its call again, unless it is missing or taken."""
-        if key and key not in self._taken and all(call.id != key for call in self._calls):
-            return key
-        return self._make_id()
-
-    def _end(self) -> list[AnyChunk]:
+    def _end(self) -> None:
         self.ended = True
-        chunks: list[AnyChunk] = [] if self._begun else [StartStep()]
-        chunks.extend(self._close())
-        chunks.extend(self._call_input(call) for call in self._calls if call.id)
-        chunks.append(FinishStep())
-        finish_reason = self.finish_reason or "other"
-        if self._usage:
-            chunks.append(Finish(finish_reason=finish_reason, message_metadata={"usage": self._usage}))
-        else:
-            chunks.append(Finish(finish_reason=finish_reason))
-        return chunks
-
-    def _call_input(self, call: _Call) -> AnyChunk:
-        text = "".join(call.input)
-        try:
-            value = decode_json(text.encode(), limits=self._limits) if text.strip() else {}
-            chunk = ToolInputAvailable(tool_call_id=call.id, tool_name=call.name, input=value)
-            encode(chunk, limits=self._limits)
-        except (RemoteProtocolError, LocalProtocolError):
-            # Not JSON, or JSON that no client takes. The tool fails, not the turn: the model may try again.
-            return ToolInputError(
-                tool_call_id=call.id,
-                tool_name=call.name,
-                input=text[:DELTA_CHARACTERS],
-                error_text=BAD_INPUT,
-            )
-        return chunk
-
-
-def _cut(text: str) -> Iterator[str]:
-    for first in range(0, len(text), DELTA_CHARACTERS):
-        yield text[first : first + DELTA_CHARACTERS]
+        self._writer.finish(self.finish_reason or "other", self._usage)
 
 
 def _usage(usage: Any) -> dict[str, int]:

@@ -58,6 +58,9 @@ CALLS = 256
 _PARTS = 512
 """Text and reasoning parts of one answer: fewer than a message may have when the client sends it back."""
 
+BLOCKS = CALLS + _PARTS
+"""What an answer may be made of, of whatever kind: a translator remembers each."""
+
 _SOURCES = 200
 """Sources of one answer; more are left out."""
 

@@ -33,9 +33,14 @@ from typing import Any, Final
 import httpx2
 from msgspec import UNSET, UnsetType
 
-from penstock.errors import RemoteProtocolError, UpstreamTruncatedError, UpstreamUnreadableError
+from penstock.errors import (
+    RemoteProtocolError,
+    UpstreamTooLongError,
+    UpstreamTruncatedError,
+    UpstreamUnreadableError,
+)
 from penstock.limits import WIRE, WireLimits
-from penstock.relay.part_writer import OPAQUE_CHARACTERS, PartWriter, usage_metadata
+from penstock.relay.part_writer import BLOCKS, OPAQUE_CHARACTERS, PartWriter, usage_metadata
 from penstock.relay.recovery import Missing, Recovered, RecoveryRequest
 from penstock.relay.responses_messages import responses_input, responses_tools
 from penstock.relay.rest import Written, rest_of
@@ -54,8 +59,8 @@ _ID = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9_.:-]{1,256}")
 """An id that may stand in a URL's path."""
 
 _INCOMPLETE: dict[str, FinishReason] = {"max_output_tokens": "length", "content_filter": "content-filter"}
+_PROSE = ("text", "summary", "reasoning")
 _PHASES = ("commentary", "final_answer")
-_PENDING = ("queued", "in_progress")
 
 
 class ResponsesProtocol:
@@ -203,8 +208,8 @@ class ResponsesTranslator:
             raise UpstreamTruncatedError("the response was cancelled")
         if status not in ("completed", "incomplete"):
             return
-        for index, item in enumerate(_list(response, "output")):
-            self._complete(index, item)
+        for number, item in enumerate(_list(response, "output")):
+            self._complete(self._index_of(item, number), item)
         reason: FinishReason = "tool-calls" if self._writer.has_calls else "stop"
         if status == "incomplete":
             details = response.get("incomplete_details")
@@ -217,6 +222,13 @@ class ResponsesTranslator:
             usage_metadata(usage.get("input_tokens"), usage.get("output_tokens"), usage.get("total_tokens")),
         )
         self.ended = True
+
+    def _index_of(self, item: Any, number: int) -> int | str:
+        """Return what the pieces of an item were known by: where they have no number, its id."""
+        item_id = item.get("id") if isinstance(item, dict) else None
+        if isinstance(item_id, str) and any(self._writer.knows((kind, item_id, 0)) for kind in _PROSE):
+            return item_id
+        return number
 
     def _note_identity(self, response: dict[str, Any]) -> None:
         if self._known:
@@ -270,6 +282,8 @@ class ResponsesTranslator:
         if not isinstance(item, dict):
             return
         self._items[index] = item
+        if len(self._items) > BLOCKS:
+            raise UpstreamTooLongError(f"the answer has more than {BLOCKS} items")
         match item:
             case {"type": "function_call"}:
                 self._writer.begin_call(index, item.get("call_id"), item.get("name"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from penstock.errors import RemoteProtocolError, UpstreamError, UpstreamTooLongError, UpstreamUnreadableError
+from penstock.relay.api_key import LOGGED
 from penstock.wire.codec import decode_json
 
 BUSY = "The model is busy. Please try again in a moment."
@@ -32,6 +33,10 @@ _OF_NAME = {
 """By the `code` or `type` that the upstream gave its error."""
 
 
+_REPORTED = 4 * LOGGED
+"""So that no key that the cut goes through is within what is logged."""
+
+
 def error_sentence(error: Any) -> str | None:
     """Return what the user may read of an upstream's error object, if it is one of the well-known ones."""
     if not isinstance(error, dict):
@@ -55,7 +60,7 @@ def refusal_sentence(status: int, body: str) -> str | None:
 
 
 def reported_failure(error: Any) -> UpstreamError:
-    """Word the error that an upstream reported within its answer."""
+    """Word the error that an upstream reported within its answer, at length: who knows the key takes it out and cuts."""
     return UpstreamError(
-        f"the upstream reported {str(error)[:400]!r}", error_text=error_sentence(error) or FAILED
+        f"the upstream reported {str(error)[:_REPORTED]!r}", error_text=error_sentence(error) or FAILED
     )

@@ -39,6 +39,7 @@ from penstock.errors import (
     UpstreamUnreadableError,
 )
 from penstock.limits import WIRE, WireLimits
+from penstock.relay.part_writer import DELTA_CHARACTERS
 from penstock.turns.turn import Turn
 from penstock.wire.chunks import (
     Abort,
@@ -261,10 +262,6 @@ class UiStreamTranslator:
 
 def _text(text: str) -> Iterable[AnyChunk]:
     yield TextStart(id="text")
-    # A chunk has a limit, and a character takes six bytes at most.
-    for first in range(0, len(text), _PIECE):
-        yield TextDelta(id="text", delta=text[first : first + _PIECE])
+    for first in range(0, len(text), DELTA_CHARACTERS):
+        yield TextDelta(id="text", delta=text[first : first + DELTA_CHARACTERS])
     yield TextEnd(id="text")
-
-
-_PIECE: Final = 16 << 10

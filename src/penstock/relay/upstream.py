@@ -21,7 +21,7 @@ import trio
 from penstock.errors import UpstreamError, UpstreamSilentError, UpstreamTruncatedError
 from penstock.http import http_client, tls_context
 from penstock.limits import Limits
-from penstock.relay.api_key import checked_api_key
+from penstock.relay.api_key import checked_api_key, redacted
 from penstock.relay.exchange import Exchange
 from penstock.relay.proof_of_life import ProofOfLife, open_proof_of_life
 from penstock.relay.protocol import AppProtocol, ModelProtocol, Protocol, Recoverable
@@ -99,7 +99,11 @@ class Upstream:
         if recoverer is None:
             await trio.lowlevel.checkpoint()
             return False
-        return await recover_rest(self._client, recoverer, turn, self._limits)
+        try:
+            return await recover_rest(self._client, recoverer, turn, self._limits)
+        except UpstreamError as exc:
+            exc.args = (redacted(str(exc), self._target.api_key),)
+            raise
 
     async def _answer(self, turn: Turn, body: bytes, life: ProofOfLife) -> None:
         effects = isinstance(self._target.protocol, AppProtocol)

@@ -18,7 +18,7 @@ from types import MappingProxyType
 from typing import Literal, NamedTuple, TypeAlias
 
 from penstock.asgi import Scope
-from penstock.web.request import HttpError
+from penstock.web.request import HttpError, all_headers
 
 Action: TypeAlias = Literal["read", "write", "stop", "approve"]
 
@@ -41,7 +41,7 @@ class Request(NamedTuple):
     path: str
     query_string: str
     headers: Mapping[str, str]
-    """Lower-case names; of a name that is there twice, the last value."""
+    """Lower-case names; what came in several lines is one, as HTTP/2 cuts cookies."""
     client: str | None
     """The peer's address."""
     frame_headers: Mapping[str, str] = MappingProxyType({})
@@ -69,14 +69,11 @@ async def authorized(
     Raises:
         HttpError: 401 or 404.
     """
-    headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-    if "authorization" in frame_headers:
-        headers.setdefault("authorization", frame_headers["authorization"])
     request = Request(
         scope.get("method", "GET"),  # a WebSocket's handshake says none
         scope["path"],
         scope["query_string"].decode("latin-1"),
-        headers,
+        all_headers(scope, frame_headers),
         scope["client"][0] if scope.get("client") else None,
         frame_headers,
     )

@@ -6,6 +6,7 @@ client's own bytes.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from urllib.parse import parse_qs
@@ -15,6 +16,9 @@ from penstock.closing import CloseReason
 from penstock.errors import ClientGoneError, LimitExceededError, PenstockError, RemoteProtocolError
 from penstock.limits import WireLimits
 from penstock.wire.versions import SdkVersion, parse_sdk_version
+
+_FIELD_VALUE = re.compile(r"[\x21-\x7e\x80-\xff](?:[\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?")
+"""A header's value; here it is never empty. Source: RFC 9110 section 5.5."""
 
 
 class HttpError(PenstockError):
@@ -45,7 +49,7 @@ def all_headers(scope: Scope, frame_headers: Mapping[str, str] = MappingProxyTyp
     Args:
         scope: the request, or a WebSocket's handshake.
         frame_headers: what a WebSocket's frame calls its headers. The client itself says them, past every proxy, so of
-            these only an `authorization` counts, where the handshake had none.
+            these only an `authorization` counts, where the handshake had none, and if it could be a header.
     """
     headers: dict[str, str] = {}
     for name, value in (
@@ -54,8 +58,8 @@ def all_headers(scope: Scope, frame_headers: Mapping[str, str] = MappingProxyTyp
         # RFC 9110, 5.3; RFC 9113, 8.2.3: HTTP/2 may cut a cookie.
         joined_by = "; " if name == "cookie" else ", "
         headers[name] = f"{headers[name]}{joined_by}{value}" if name in headers else value
-    if "authorization" in frame_headers:
-        headers.setdefault("authorization", frame_headers["authorization"])
+    if _FIELD_VALUE.fullmatch(authorization := frame_headers.get("authorization", "")):
+        headers.setdefault("authorization", authorization)
     return headers
 
 
