@@ -1,7 +1,7 @@
 # make run    serve the built-in demo on http://127.0.0.1:8000
 # make test   run every test, installing what they need
 # make lint   formatting, lint, types
-# make bench  measure beside the peers, 20 minutes; make bench-quick: some of it, 2 minutes
+# make bench  measure beside the peers, 20 minutes; make bench-quick: some of it, 2 minutes; make bench-journal: journals, 6
 
 PYTHON ?= python3
 UV_VERSION := 0.13.8
@@ -9,7 +9,7 @@ BIN := .venv/bin
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
 ARGS ?=
 
-.PHONY: run test lint lock parts bench bench-quick peers
+.PHONY: run test lint lock parts bench bench-quick bench-journal peers
 
 run: .venv/core
 	@exec $(BIN)/penstock serve $(ARGS)
@@ -38,6 +38,12 @@ bench: .venv/peers peers
 
 bench-quick: .venv/peers peers
 	$(BIN)/python benchmarks/compare.py --quick
+
+# The journals, workers, and resumed streams: the rest of that page.
+bench-journal: .venv/dev peers
+	$(BIN)/python benchmarks/journal.py --output benchmarks/results/journal.json
+	$(BIN)/python benchmarks/resumable.py --output benchmarks/results/resumable.json
+	$(BIN)/python benchmarks/report.py
 
 # What is measured beside us and PyPI does not have: Node, Go, nginx with nchan; and wrk.
 peers:

@@ -16,6 +16,8 @@ from pathlib import Path
 
 from harness.bar import bar
 from harness.figures import SHORT_DELTAS, Data, Figures
+from harness.journal_parts import JOURNAL_PARTS
+from harness.markdown import number, table
 from penstock.bench.plot import Bar, bar_plot
 
 ROOT = Path(__file__).parent.parent
@@ -32,19 +34,6 @@ WORKLOADS = {
     "churn": "W4: a new connection with a turn of 10 deltas",
     "idle": "a quiet connection",
 }
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    """Return a table in Markdown, numbers to the right."""
-    lines = [head, ["---", *["--:"] * (len(head) - 1)], *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def number(value: float | None, digits: int = 1) -> str:
-    """Write a number with as many digits as say something."""
-    if value is None:
-        return "-"
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:,.{digits}f}"
 
 
 def machine_part(figures: Figures) -> str:
@@ -254,6 +243,7 @@ PARTS: dict[str, Callable[[Figures], str]] = {
     "capacity": capacity_part,
     "crosscheck": crosscheck_part,
     "relay": relay_part,
+    **JOURNAL_PARTS,
 }
 
 

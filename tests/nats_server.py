@@ -29,9 +29,12 @@ class NatsServer:
         self._folder = folder
         self._options = options
         self._process: subprocess.Popen[bytes] | None = None
-        with socket.socket() as sock:
+        with socket.socket() as sock, socket.socket() as other:
             sock.bind(("127.0.0.1", 0))
+            other.bind(("127.0.0.1", 0))
             self.port: int = sock.getsockname()[1]
+            self.monitor: int = other.getsockname()[1]
+            """Where it says over HTTP what it has."""
 
     def url(self, stream: str = "penstock") -> str:
         """Return a journal's URL."""
@@ -43,6 +46,7 @@ class NatsServer:
         config.write_text(
             f"""
             listen: "127.0.0.1:{self.port}"
+            http: "127.0.0.1:{self.monitor}"
             jetstream {{ store_dir: "{self._folder}/store" }}
             {self._options}
             """
@@ -61,9 +65,11 @@ class NatsServer:
         raise AssertionError("nats-server did not start")
 
     def signal(self, number: signal.Signals) -> None:
-        """Send it a signal."""
+        """Send it a signal. Returns from a SIGSTOP when it has stopped."""
         assert self._process is not None
         self._process.send_signal(number)
+        if number is signal.SIGSTOP:
+            os.waitpid(self._process.pid, os.WUNTRACED)
 
     def kill(self) -> None:
         """Kill it: nothing is written any more."""
@@ -71,6 +77,18 @@ class NatsServer:
         self._process.send_signal(signal.SIGCONT)
         self._process.kill()
         self._process.wait()
+
+    def keep(self) -> None:
+        """Copy what is on its disk now, for `set_back`."""
+        shutil.rmtree(f"{self._folder}/kept", ignore_errors=True)
+        shutil.copytree(f"{self._folder}/store", f"{self._folder}/kept")
+
+    def set_back(self) -> None:
+        """Kill it, and start it with what it had at the time of `keep`, as a restored disk or a failover may."""
+        self.kill()
+        shutil.rmtree(f"{self._folder}/store")
+        shutil.move(f"{self._folder}/kept", f"{self._folder}/store")
+        self.start()
 
 
 @contextmanager

@@ -179,6 +179,11 @@ class HubLimits(msgspec.Struct, frozen=True, kw_only=True):
     """For how long after its end a turn is replayed to a client that resumes: the length of a tunnel."""
     queue_s: float = 120.0
     """How long a message waits for the answer before it, where an app queues. Its client gets no byte meanwhile."""
+    journal_grace_s: float = 30.0
+    """For how long a turn goes on from memory when its store can't be reached, and a follower elsewhere waits for it: a
+    Redis that restarts or fails over. Then the producer is cancelled, and the turn fails."""
+    answer_s: float = 2.0
+    """How long to wait for another node to say what became of a user's decision."""
     replica_poll_s: float = 0.25
     """Between two looks at a turn that another process runs."""
     kept_tails: int = 64
@@ -258,8 +263,8 @@ class NatsLimits(msgspec.Struct, frozen=True, kw_only=True):
     """How long a follower of another node's turn trusts that it would be told of news. Some may get lost."""
     unsent_bytes: int = 8 << 20
     """What waits to be sent. Over it, what nobody waits for is dropped: the mirror's copies."""
-    unheard_messages: int = 4_096
-    """Messages of one subscription that wait to be taken in. Over it some are dropped, and it is said that some were."""
+    foreign_events: int = 256
+    """Events of other services that wait to be sent to one watcher. Over it they are dropped, and it is told so."""
     part_bytes: int = 512 << 10
     """What is larger is stored in several messages. A server takes 1 MiB, if it was not told otherwise."""
     page_messages: int = 256
@@ -367,35 +372,6 @@ class ClientLimits(msgspec.Struct, frozen=True, kw_only=True):
     """How long that may take."""
 
 
-class BenchLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """What `penstock bench` does at most, whatever it is asked for: it shall end, and not by the machine's end."""
-
-    connections: int = 20_000
-    """From one address to one port the kernel has 28,000 ports to give."""
-    arrivals: int = 200_000
-    """New connections of one `churn`. Each is a port that stays taken for a while."""
-    rate: float = 100_000.0
-    """Events or arrivals a second. One load process takes about 200,000 events."""
-    duration_s: float = 600.0
-    """The measured time. What takes longer is monitoring."""
-    burst_s: float = 60.0
-    """The measured time of a scenario that ends when its work is done."""
-    drain_s: float = 3.0
-    """From the end of the measured time until streams that have not come to their end are closed."""
-    stop_s: float = 3.0
-    """Then, for telling the server to stop turns that are left."""
-    start_s: float = 20.0
-    """The start of the load processes: half a second each, on a busy machine several."""
-    workers: int = 16
-    """Load processes."""
-    samples: int = 20_000_000
-    """Times kept by one load process, 8 bytes each. Over it the run ends early, and says so."""
-    spare_descriptors: int = 64
-    """What a load process needs beside its connections."""
-    busy: float = 0.9
-    """The share of a core from which on a load process is taken for the bottleneck."""
-
-
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """All of them."""
 
@@ -420,6 +396,3 @@ TOOLS = ToolLimits()
 
 RELAY = RelayLimits()
 """The defaults of what is sans-I/O in `relay`."""
-
-BENCH = BenchLimits()
-"""The defaults of `penstock bench`."""

@@ -21,12 +21,12 @@ from click.testing import CliRunner
 from quart import websocket
 from quart_trio import QuartTrio
 
+from penstock.bench.limits import BENCH
 from penstock.bench.recipe import make_recipe
 from penstock.bench.result import Result
 from penstock.bench.run import Run
 from penstock.bench.server_process import usage
 from penstock.cli import main
-from penstock.limits import BENCH
 from penstock.testing import open_server
 
 LIMITS = msgspec.structs.replace(BENCH, drain_s=1.0, stop_s=1.0)

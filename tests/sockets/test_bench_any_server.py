@@ -22,6 +22,7 @@ import pytest
 from click.testing import CliRunner
 
 from parts import require
+from penstock.bench.limits import BENCH
 from penstock.bench.load import Load
 from penstock.bench.loop import Loop
 from penstock.bench.plan import Order
@@ -30,7 +31,6 @@ from penstock.bench.result import Result
 from penstock.bench.run import Run
 from penstock.bench.summary import Summary
 from penstock.cli import main
-from penstock.limits import BENCH
 
 LIMITS = msgspec.structs.replace(BENCH, drain_s=1.0, stop_s=0.5)
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"

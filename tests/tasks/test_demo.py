@@ -21,7 +21,7 @@ from penstock.demo import model
 from penstock.demo.model import COMMANDS, answer
 from penstock.demo.partner import ECHO_CHARACTERS, reply
 from penstock.testing import user_message
-from penstock.turns.runner import FAILED
+from penstock.turns.error_text import FAILED
 from penstock.wire.assembly import assemble
 from penstock.wire.chunks import AnyChunk, Error, ReasoningDelta, TextDelta
 from penstock.wire.codec import encode

@@ -21,9 +21,10 @@ from penstock.relay.tools import BAD_OUTPUT, NO_SUCH_TOOL, Tool, run_tools, tool
 from penstock.relay.upstream import open_upstream
 from penstock.testing import open_server, user_message
 from penstock.turns.approvals import Decision, Verdict
+from penstock.turns.error_text import FAILED
 from penstock.turns.hub import Hub
 from penstock.turns.parts import TOOL_FAILED
-from penstock.turns.runner import FAILED, INTERRUPTED
+from penstock.turns.runner import INTERRUPTED
 from penstock.wire.assembly import assemble
 from penstock.wire.chunks import (
     AnyChunk,

@@ -15,10 +15,11 @@ from penstock.errors import TurnSealedError
 from penstock.limits import HubLimits, Limits, TurnLimits
 from penstock.metrics import Counters
 from penstock.testing import run_cancelled_at, user_message
+from penstock.turns.error_text import FAILED
 from penstock.turns.handle import TurnHandle
 from penstock.turns.hub import HubFullError
 from penstock.turns.parts import TOOL_FAILED
-from penstock.turns.runner import FAILED, INTERRUPTED, LOST
+from penstock.turns.runner import INTERRUPTED, LOST
 from penstock.wire.assembly import assemble
 from penstock.wire.chunks import (
     Abort,

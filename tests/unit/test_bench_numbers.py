@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 import penstock
 from penstock.bench.expect import parse_expect
+from penstock.bench.limits import BENCH
 from penstock.bench.plan import Address, Report, Segment
 from penstock.bench.recipe import SCENARIOS, Scenario, make_recipe, read_recipe
 from penstock.bench.result import Distribution, Result, Server
@@ -24,7 +25,6 @@ from penstock.bench.summary import Summary
 from penstock.bench.table import notes_on
 from penstock.bench.times import Times, exact_p99
 from penstock.cli.main import bench
-from penstock.limits import BENCH
 
 RECIPES = Path(penstock.__file__).parents[2] / "benchmarks" / "scenarios"
 ADDRESS = Address(family=2, sockaddr=("127.0.0.1", 1), host="x", authority="x:1", tls=False)

@@ -15,8 +15,8 @@ from typing import Any, Literal, TypeAlias, get_args
 
 import msgspec
 
+from penstock.bench.limits import BENCH, BenchLimits
 from penstock.bench.plan import Transport
-from penstock.limits import BENCH, BenchLimits
 
 Scenario: TypeAlias = Literal[
     "tokens", "fanout", "burst", "churn", "idle", "stalled", "flapping", "half-open", "resume"

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 import msgspec
 
 from penstock.bench.fleet import Fleet
+from penstock.bench.limits import BENCH, BenchLimits
 from penstock.bench.plan import Plan, Progress, Report
 from penstock.bench.recipe import Recipe
 from penstock.bench.result import Result, Server
@@ -18,7 +19,6 @@ from penstock.bench.server_process import Usage, usage
 from penstock.bench.summary import Summary, machine
 from penstock.bench.target import find_target
 from penstock.bench.ulimit import raise_descriptor_limit
-from penstock.limits import BENCH, BenchLimits
 
 _LOOK_S = 0.1
 """How soon a Ctrl-C is seen."""

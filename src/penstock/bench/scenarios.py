@@ -19,9 +19,9 @@ import secrets
 
 import msgspec
 
+from penstock.bench.limits import BenchLimits
 from penstock.bench.plan import Address, Call, Group, Plan, Transport, fill
 from penstock.bench.recipe import Recipe, Scenario, send_frame, turn_body
-from penstock.limits import BenchLimits
 
 TRANSPORTS: dict[Scenario, tuple[Transport, ...]] = {
     "tokens": ("post", "eventsource", "websocket"),

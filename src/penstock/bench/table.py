@@ -12,10 +12,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from penstock.bench.limits import BenchLimits
 from penstock.bench.plan import Progress
 from penstock.bench.result import Result
 from penstock.bench.times import exact_p99
-from penstock.limits import BenchLimits
 
 _PLAIN_S = 1.0
 """Between two lines, where stdout is no terminal."""

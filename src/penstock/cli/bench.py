@@ -13,11 +13,11 @@ from rich.console import Console
 
 from penstock.bench.expect import parse_expect
 from penstock.bench.fleet import FleetError
+from penstock.bench.limits import BENCH, BenchLimits
 from penstock.bench.recipe import make_recipe, read_recipe
 from penstock.bench.result import Result
 from penstock.bench.run import Run
 from penstock.bench.table import Watcher, notes_on, print_result
-from penstock.limits import BENCH, BenchLimits
 
 EXPECTATION_FAILED = 1
 NOTHING_MEASURED = 3

@@ -46,7 +46,22 @@ def main() -> None:
     "--journal",
     default="sqlite:penstock.db",
     show_default=True,
-    help="Where turns last: sqlite:FILE, redis://HOST, or memory: for as long as the process.",
+    help="Where turns last: sqlite:FILE, redis://HOST, nats://HOST, or memory: for as long as the process.",
+)
+@click.option(
+    "--degraded",
+    is_flag=True,
+    help="Start although the journal can't be reached: not ready, and 503, until it can.",
+)
+@click.option(
+    "--nats-mirror",
+    metavar="URL",
+    help="Publish what turns here write on chat.chunk.CHAT and chat.message.CHAT of this NATS, too.",
+)
+@click.option(
+    "--nats-watch",
+    metavar="URL",
+    help="Send those who watch a chat what other services say of it on these subjects of this NATS.",
 )
 @click.option(
     "--upstream", metavar="URL", help="Relay a model's server, as http://host:11434/v1, or a chat backend."
@@ -135,6 +150,9 @@ def serve(
     port: int,
     workers: int,
     journal: str,
+    degraded: bool,
+    nats_mirror: str | None,
+    nats_watch: str | None,
     upstream: str | None,
     protocol: str | None,
     model: str | None,
@@ -203,6 +221,9 @@ def serve(
                 else open_relay(upstream, protocol or "openai", model, forward_headers, limits)
             ),
             journal=journal,
+            degraded=degraded,
+            nats_mirror=nats_mirror,
+            nats_watch=nats_watch,
             sdk_version=sdk_version,
             host=host,
             port=port,

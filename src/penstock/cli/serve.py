@@ -18,7 +18,7 @@ from penstock.errors import AppStartupError
 from penstock.limits import Limits
 from penstock.server import serve_until_signalled
 from penstock.server.worker import Worker
-from penstock.turns.hub import Recover
+from penstock.turns.abandoned import Recover
 from penstock.turns.turn import Producer
 from penstock.web.answers import OnConflict
 from penstock.web.quart import chat_app
@@ -93,6 +93,9 @@ def run_server(
     open_answering: OpenAnswering,
     *,
     journal: str,
+    degraded: bool,
+    nats_mirror: str | None,
+    nats_watch: str | None,
     sdk_version: str,
     host: str,
     port: int,
@@ -116,14 +119,17 @@ def run_server(
             app = chat_app(
                 answer,
                 journal=journal,
+                degraded=degraded,
+                nats_mirror=nats_mirror,
+                nats_watch=nats_watch,
                 sdk_version=parse_sdk_version(sdk_version),
                 recover=recover,
                 on_conflict=on_conflict,
                 limits=limits,
             )
             async with trio.open_nursery() as nursery:
-
-                async def serve(task_status: trio.TaskStatus[list[str]]) -> None:
+                # What it calls gets the task_status.
+                async def serve(task_status: trio.TaskStatus[list[str]]) -> None:  # noqa: ASYNC128
                     await serve_until_signalled(
                         app,
                         host=host,

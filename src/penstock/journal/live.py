@@ -65,6 +65,11 @@ class LiveTail:
     def __repr__(self) -> str:
         return f"<LiveTail {self.record.turn_id} {self.state.value} entries={len(self.entries)} followers={self.followers}>"
 
+    def change_owner(self, record: TurnRecord) -> None:
+        """Note that the turn has been adopted: what is appended from now on is in the epoch of its new record."""
+        self.record = record
+        self._id_prefix = f"{record.turn_id}.{record.epoch}-".encode("ascii")
+
     @property
     def position(self) -> Position | None:
         """The last entry's position, None while there is none."""

@@ -32,7 +32,8 @@ import trio
 from penstock.errors import LocalProtocolError, StoreUnavailableError, TurnSealedError
 from penstock.journal.nats_address import NatsAddress
 from penstock.journal.nats_link import NatsLink
-from penstock.journal.nats_log import Change, NatsLog, Next, Seen, SeenChat, keep
+from penstock.journal.nats_log import NatsLog
+from penstock.journal.nats_seen import Change, Next, Seen, SeenChat, appended, keep, owned
 from penstock.journal.nats_stream import NatsStream, Publication
 from penstock.journal.nats_text import (
     ChatHead,
@@ -206,7 +207,7 @@ class NatsStore:
         while left:
             # Of each turn the first; in order, where a turn has several.
             now = {batch.turn.turn_id: batch for batch in reversed(left)}
-            changes = [Change(batch.turn, partial(_appended, batch)) for batch in now.values()]
+            changes = [Change(batch.turn, partial(appended, batch)) for batch in now.values()]
             await self._log.change_all(changes)
             refusals += [change.refusal for change in changes if change.refusal is not None]
             left = [batch for batch in left if now[batch.turn.turn_id] is not batch]
@@ -223,7 +224,7 @@ class NatsStore:
         ended_at = at if state.ended else None
 
         def decide(seen: Seen | None) -> Next | Exception:
-            if seen is None or not _owned(seen, batch.turn):
+            if seen is None or not owned(seen, batch.turn):
                 return _NotSealedError(seen)
             record = seen.record
             if batch.offset > record.entries:
@@ -297,7 +298,7 @@ class NatsStore:
         """See `Store.renew`."""
 
         def renewed(turn: TurnRecord, seen: Seen | None) -> Next | Exception:
-            if seen is None or not _owned(seen, turn):
+            if seen is None or not owned(seen, turn):
                 return TurnSealedError("a turn is not running, or not this owner's")
             record = msgspec.structs.replace(seen.record, lease_until=lease_until)
             return Next(
@@ -346,10 +347,7 @@ class NatsStore:
 
     async def tell(self, notes: Sequence[bytes]) -> None:
         """See `Store.tell`."""
-        for note in notes:
-            if not self._stream.tell(note):
-                raise StoreUnavailableError("there is no connection to tell others over")
-        await trio.lowlevel.checkpoint()
+        await self._stream.tell(notes)
 
     @contextmanager
     def notes(self) -> Iterator[HeardNotes]:
@@ -380,24 +378,3 @@ class NatsStore:
 class _NotSealedError(Exception):
     def __init__(self, seen: Seen | None) -> None:
         self.seen = seen
-
-
-def _owned(seen: Seen, turn: TurnRecord) -> bool:
-    """Say whether a turn is running and the record is of its epoch: then its owner asks."""
-    return seen.record.state is TurnState.running and seen.record.epoch == turn.epoch
-
-
-def _appended(batch: Batch, seen: Seen | None) -> Next | Exception | None:
-    if seen is None or not _owned(seen, batch.turn):
-        return TurnSealedError("a turn is not running, or not this owner's")
-    record = seen.record
-    if batch.offset > record.entries:
-        return LocalProtocolError("entries past the end of a turn would leave a hole")
-    new = batch.entries[record.entries - batch.offset :]
-    if not new:
-        return None
-    after = msgspec.structs.replace(record, entries=record.entries + len(new))
-    event = TurnEvent(
-        kind="append", record=after, first=record.entries, count=len(new), base=seen.base, said=seen.said
-    )
-    return Next(event, lines(new))

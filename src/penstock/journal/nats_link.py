@@ -1,12 +1,11 @@
-"""The one connection to NATS: requests, and subscriptions to what is published.
+"""The connection to NATS: requests, and subscriptions to what is published.
 
-nats-py is for asyncio, so it runs in a guest loop (trio-asyncio) in one task of ours, and crossing over is what costs: nothing
-is awaited across the border. A caller leaves what it has to say in a queue and sleeps; one asyncio task writes all that is in
-the queue, in its order, and whatever is answered or published wakes whom it is for. A subscription that was asked for before
-a request therefore holds when the request is answered.
+All tasks share a connection, and each waits for its own answers: a call is one write, and what is answered wakes its caller. What
+one task writes is carried out in its order, so a subscription that was asked for before a request holds when the request is
+answered.
 
-A client of nats-py is for one connection. When that is lost, what waits for an answer fails at once, and a new client connects
-and subscribes again: the library's own way back would keep what it had yet to send, and send it when nobody waits any more.
+When the connection is lost, what waits for an answer fails at once, and another is made, to the next of the servers. Who listens
+is told that it may have missed something.
 
 A request that gets no answer in `call_s`, while nothing else comes either, ends the connection, because a link that is dead
 looks just like that. What was written to it before may still be carried out: every publication is made for that.
@@ -17,26 +16,20 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import math
-import os
 import random
 import secrets
 import ssl
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from types import TracebackType
-from typing import NamedTuple, Self, TypeAlias
+from typing import NamedTuple, Self
 
 import trio
 import trio_asyncio
-from nats.aio.client import Client
-from nats.aio.msg import Msg
-from nats.aio.subscription import Subscription
-from nats.errors import Error, NoServersError, SlowConsumerError
 
 from penstock.errors import StoreUnavailableError
 from penstock.journal.nats_address import NatsAddress
+from penstock.journal.nats_client import NatsClient, end_of_subscription, publication, subscription
 from penstock.limits import NatsLimits
 
 logger = logging.getLogger("penstock.journal")
@@ -44,8 +37,10 @@ logger = logging.getLogger("penstock.journal")
 MORE = "Nats-Num-Pending"
 """The header that says that a request for many is answered with many. The last answer has a status instead."""
 
-Heard = Callable[[bytes, Mapping[str, str]], object]
-"""What is called with each message of a subscription, its payload and headers, by the task that reads: it must be quick."""
+Heard = Callable[[str, bytes, Mapping[str, str]], object]
+"""What is called with each message of a subscription: its subject, payload and headers. It must be quick."""
+
+_INBOX_SID = 1
 
 
 class Request(NamedTuple):
@@ -56,6 +51,8 @@ class Request(NamedTuple):
     headers: dict[str, str] | None = None
     many: bool = False
     """Whether answers come until one says that it is the last."""
+    word: bool = False
+    """Whether nobody answers. Then we do ourselves, when the server has handed it on."""
 
 
 class Answer(NamedTuple):
@@ -70,6 +67,10 @@ class Answer(NamedTuple):
         return self.headers.get("Status", "")
 
 
+class OtherConnectionError(StoreUnavailableError):
+    """The connection over which something was learned is no more, and what was learned may be wrong."""
+
+
 class _Call:
     """Requests that one caller waits for."""
 
@@ -82,25 +83,18 @@ class _Call:
         self.done = trio.Event()
         self.error: str | None = None
 
-    def fail(self, error: str) -> None:
-        self.error = error
-        self.done.set()
-
-
-_Queued: TypeAlias = "_Call | NatsListener | Subscription | tuple[str, bytes]"
-
 
 class NatsLink:
-    """The connection. `run` keeps it; after it is gone for good, all calls fail."""
+    """The connection. `run` keeps it, until `close`."""
 
     def __init__(self, address: NatsAddress, limits: NatsLimits) -> None:
         self.address = address
         self._limits = limits
         self._tls = ssl.create_default_context() if address.tls else None
-        self._last_error = ""
-        self._queue: deque[_Queued] = deque()
-        self._wake: asyncio.Event | None = None
-        self._client: Client | None = None
+        self._client: NatsClient | None = None
+        """While it is connected."""
+        self._changed: asyncio.Event | None = None
+        """Set when it is lost, or to be closed."""
         self._tried = trio.Event()
         self._failure: str | None = None
         self._closing = False
@@ -111,7 +105,11 @@ class NatsLink:
         self._inbox = f"_INBOX.{secrets.token_hex(11)}."
         self._serial = itertools.count()
         self._received = 0
-        self._listeners: dict[NatsListener, Subscription | None] = {}
+        """Answers, to whomever."""
+        self._sids = itertools.count(_INBOX_SID + 1)
+        self._listeners: dict[int, NatsListener] = {}
+        self.connections = 0
+        """How many there were."""
         self.max_payload = 1 << 20
         """What the server takes as one message."""
 
@@ -131,7 +129,7 @@ class NatsLink:
         """End `run`, soon."""
         self._closing = True
         self._guest.deadline = trio.current_time() + self._limits.close_s
-        self._wake_up()
+        self._change()
 
     @property
     def connected(self) -> bool:
@@ -143,10 +141,15 @@ class NatsLink:
         """For how long to trust that there would be news."""
         return self._limits.recheck_s
 
-    async def request(self, requests: Sequence[Request]) -> list[list[Answer]]:
+    async def request(self, requests: Sequence[Request], connection: int | None = None) -> list[list[Answer]]:
         """Publish requests in order, all in one write, and return the answers to each.
 
+        Args:
+            requests: what is asked.
+            connection: which of the `connections` it must be; None for any.
+
         Raises:
+            OtherConnectionError: if it is another by now; then nothing was published.
             StoreUnavailableError: if one is not answered; then nothing is known of any.
 
         Cancelled, nothing is known of them either. It is not more than `call_s` under way.
@@ -154,67 +157,142 @@ class NatsLink:
         if not requests:
             return []
         call = _Call(requests)
-        received = self._received
-        sent = False
-        with trio.move_on_after(self._limits.call_s):
-            while self._client is None:
-                await self._came.park()
-            received = self._received
-            sent = True
-            self._put(call)
-            await call.done.wait()
+        client = None
+        received = 0
+        inboxes: list[str] = []
+        try:
+            with trio.move_on_after(self._limits.call_s):
+                while self._client is None:
+                    await self._came.park()
+                if connection is not None and connection != self.connections:
+                    raise OtherConnectionError(f"the journal at {self.address} was away")
+                client, received = self._client, self._received
+                client.say(b"".join(self._commands(call, inboxes)))
+                await call.done.wait()
+        finally:
+            # What was not answered by now is of no use to anybody.
+            for inbox in inboxes:
+                self._pending.pop(inbox, None)
+        if client is None:
+            raise StoreUnavailableError(f"the journal at {self.address} can't be reached")
         if not call.done.is_set():
-            call.fail("it was given up")
-            if not sent:
-                raise StoreUnavailableError(f"the journal at {self.address} can't be reached")
-            if self._received == received:
-                self._client = None
-                self._wake_up()
+            if self._received == received and self._client is client:
+                self._client = None  # which ends `_serve`
+                self._change()
             raise StoreUnavailableError(f"the journal at {self.address} does not answer")
         if call.error is not None:
             raise StoreUnavailableError(f"the journal at {self.address} is gone: {call.error}")
         return call.answers
 
-    def publish_nowait(self, subject: str, payload: bytes) -> bool:
+    def _commands(self, call: _Call, inboxes: list[str]) -> list[bytes]:
+        commands = []
+        for i, request in enumerate(call.requests):
+            if len(request.payload) + _HEADERS_BYTES > self.max_payload:
+                raise StoreUnavailableError(f"the journal at {self.address} takes no message of this size")
+            inbox = f"{self._inbox}{next(self._serial)}"
+            self._pending[inbox] = (call, i)
+            inboxes.append(inbox)
+            if request.word:
+                commands += [publication(request.subject, request.payload), publication(inbox, b"")]
+            else:
+                commands.append(publication(request.subject, request.payload, inbox, request.headers))
+        return commands
+
+    def publish_nowait(self, subject: str, payload: bytes, headers: dict[str, str] | None = None) -> bool:
         """Publish something that nobody answers, and that may get lost.
 
         Returns:
-            False if there is no connection, or too much waits already: then it is dropped.
+            False if there is no connection, too much waits already, or it is too large: then it is dropped.
         """
-        if self._client is None or self._client.pending_data_size > self._limits.unsent_bytes:
+        client = self._client
+        size = len(payload) + _HEADERS_BYTES
+        if client is None or size > self.max_payload or client.unsent + size > self._limits.unsent_bytes:
             return False
-        self._put((subject, payload))
+        client.say(publication(subject, payload, headers=headers))
         return True
 
-    def listen(self, subject: str, heard: Heard, *, missed: Callable[[], object]) -> NatsListener:
+    def listen(
+        self,
+        subject: str,
+        heard: Heard,
+        *,
+        missed: Callable[[], object] = lambda: None,
+        lost: Callable[[], object] = lambda: None,
+    ) -> NatsListener:
         """Return a subscription, as a context manager.
 
         Args:
             subject: what to listen to.
             heard: called with each message.
-            missed: called when messages may have been missed.
+            missed: called when messages may have been missed, and more will come.
+            lost: called when the connection is lost.
         """
-        return NatsListener(self, subject, heard, missed)
+        return NatsListener(self, subject, heard, missed, lost)
 
-    def begin(self, listener: NatsListener) -> None:
-        """Subscribe, before what is asked next is asked."""
-        self._listeners[listener] = None
+    def begin(self, listener: NatsListener) -> int:
+        """Subscribe, before what is asked next is asked. Returns the subscription's number."""
+        sid = next(self._sids)
+        self._listeners[sid] = listener
         if self._client is not None:
-            self._put(listener)
+            self._client.say(subscription(listener.subject, sid))
+        return sid
 
-    def end(self, listener: NatsListener) -> None:
+    def end(self, sid: int) -> None:
         """Subscribe no more."""
-        subscription = self._listeners.pop(listener)
-        if subscription is not None and self._client is not None:
-            self._put(subscription)
+        del self._listeners[sid]
+        if self._client is not None:
+            self._client.say(end_of_subscription(sid))
 
-    def _put(self, what: _Queued) -> None:
-        self._queue.append(what)
-        self._wake_up()
+    def _change(self) -> None:
+        if self._changed is not None:
+            self._changed.set()
 
-    def _wake_up(self) -> None:
-        if self._wake is not None:
-            self._wake.set()
+    def _take(self, sid: int, subject: str, payload: bytes, headers: Mapping[str, str]) -> None:
+        if sid != _INBOX_SID:
+            if (listener := self._listeners.get(sid)) is not None:
+                listener.heard(subject, payload, headers)
+            return
+        self._received += 1
+        found = self._pending.get(subject)
+        if found is None:
+            return
+        call, i = found
+        answer = Answer(payload, headers)
+        call.answers[i].append(answer)
+        if call.requests[i].many and MORE in headers and not answer.status:
+            return
+        del self._pending[subject]
+        call.left -= 1
+        if not call.left:
+            call.done.set()
+
+    def _begin(self, client: NatsClient) -> None:
+        self.max_payload = client.max_payload
+        self.connections += 1
+        client.say(
+            b"".join(
+                [
+                    subscription(f"{self._inbox}*", _INBOX_SID),
+                    *(subscription(listener.subject, sid) for sid, listener in self._listeners.items()),
+                ]
+            )
+        )
+        self._client = client
+        # Nobody knows what was said meanwhile.
+        for listener in list(self._listeners.values()):
+            listener.missed()
+        self._came.unpark_all()
+
+    def _lose(self, why: str) -> None:
+        """Tell those who wait that they need not."""
+        self._client = None
+        failed = [call for call, _ in self._pending.values()]
+        self._pending.clear()
+        for call in failed:
+            call.error = why
+            call.done.set()
+        for listener in list(self._listeners.values()):
+            listener.lost()
 
     # What follows runs in the guest loop.
 
@@ -223,179 +301,66 @@ class NatsLink:
         random.shuffle(servers)
         first_tries = len(servers)
         backoff_s = self._limits.first_backoff_s
+        changed = self._changed = asyncio.Event()
         for server in itertools.cycle(servers):
             if self._closing:
                 break
-            self._wake = asyncio.Event()
-            client = Client()
+            changed.clear()
+            client = NatsClient(self._take, self._change)
             try:
-                connected = await self._connect(client, server)
+                connected = await client.open(server, self.address, self._tls, self._limits)
                 first_tries -= 1
-                if not self._tried.is_set() and (connected or not first_tries):
-                    self._failure = None if connected else self._last_error
-                    self._tried.set()
                 if connected:
                     backoff_s = self._limits.first_backoff_s
-                    await self._serve(client)
+                    self._begin(client)
+                if not self._tried.is_set() and (connected or not first_tries):
+                    self._failure = None if connected else client.failure
+                    self._tried.set()
+                while self._client is client and client.is_connected and not self._closing:
+                    await changed.wait()
+                    changed.clear()
+                if connected:
+                    self._lose(client.failure)
             finally:
-                self._lost()
-                await self._end(client)  # noqa: ASYNC102 (it has a deadline, and this is asyncio)
+                await client.end(self._limits.close_s / 2)  # noqa: ASYNC102 (asyncio's, and it has a deadline)
             if not self._closing:
                 if connected:
                     logger.warning("the connection to %s is lost", self.address)
-                self._wake.clear()
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), backoff_s * random.uniform(0.5, 1.0))
+                    await asyncio.wait_for(changed.wait(), backoff_s * random.uniform(0.5, 1.0))
                 backoff_s = min(2 * backoff_s, self._limits.backoff_max_s)
 
-    async def _connect(self, client: Client, server: str) -> bool:
-        self._last_error = ""
 
-        async def note(error: Exception) -> None:
-            if not isinstance(error, NoServersError):
-                self._last_error = _text(error)
-            if isinstance(error, SlowConsumerError):
-                for listener in list(self._listeners):
-                    listener.missed()
-
-        async def closed() -> None:
-            self._wake_up()
-
-        try:
-            await asyncio.wait_for(
-                client.connect(
-                    f"nats://{server}",
-                    name="penstock",
-                    user=self.address.username,
-                    password=self.address.password,
-                    token=self.address.token,
-                    tls=self._tls,
-                    connect_timeout=math.ceil(self._limits.connect_s),
-                    allow_reconnect=False,
-                    # It tries twice, with this between, and gives up.
-                    max_reconnect_attempts=1,
-                    reconnect_time_wait=0,
-                    ping_interval=math.ceil(self._limits.ping_s),
-                    pending_size=0,
-                    skip_subject_validation=True,
-                    error_cb=note,
-                    closed_cb=closed,
-                ),
-                self._limits.connect_s,
-            )
-        except (OSError, Error, TimeoutError) as exc:
-            await note(exc)
-            return False
-        return True
-
-    async def _serve(self, client: Client) -> None:
-        """Write what is in the queue, until the connection is lost."""
-        assert self._wake is not None
-        self.max_payload = client.max_payload
-        self._queue.clear()
-        await client.subscribe(
-            f"{self._inbox}*", cb=self._answered, pending_msgs_limit=0, pending_bytes_limit=0
-        )
-        for listener in self._listeners:
-            await self._subscribe(client, listener)
-        self._client = client
-        # Nobody knows what was said meanwhile.
-        for listener in list(self._listeners):
-            listener.missed()
-        self._came.unpark_all()
-        while not self._closing and client.is_connected and self._client is client:
-            self._wake.clear()
-            while self._queue:
-                await self._write(client, self._queue.popleft())
-            await self._wake.wait()
-
-    async def _write(self, client: Client, what: _Queued) -> None:
-        try:
-            if isinstance(what, _Call):
-                for i, request in enumerate(what.requests):
-                    inbox = f"{self._inbox}{next(self._serial)}"
-                    self._pending[inbox] = (what, i)
-                    await client.publish(request.subject, request.payload, inbox, request.headers)
-            elif isinstance(what, NatsListener):
-                if what in self._listeners and self._listeners[what] is None:
-                    await self._subscribe(client, what)
-            elif isinstance(what, Subscription):
-                await what.unsubscribe()
-            else:
-                await client.publish(*what)
-        except Error as exc:
-            if isinstance(what, _Call):
-                what.fail(str(exc))
-
-    async def _subscribe(self, client: Client, listener: NatsListener) -> None:
-        self._listeners[listener] = await client.subscribe(
-            listener.subject, cb=listener.take, pending_msgs_limit=self._limits.unheard_messages
-        )
-
-    async def _answered(self, message: Msg) -> None:
-        self._received += 1
-        found = self._pending.get(message.subject)
-        if found is None:
-            return
-        call, i = found
-        answer = Answer(message.data, message.headers or _NO_HEADERS)
-        call.answers[i].append(answer)
-        if call.requests[i].many and answer.status == "" and MORE in answer.headers:
-            return
-        del self._pending[message.subject]
-        call.left -= 1
-        if not call.left:
-            call.done.set()
-
-    def _lost(self) -> None:
-        """Tell those who wait that they need not."""
-        self._client = None
-        failed = [call for call, _ in self._pending.values()]
-        failed += [what for what in self._queue if isinstance(what, _Call)]
-        self._pending.clear()
-        self._queue.clear()
-        for call in failed:
-            call.fail(self._last_error or "the connection was lost")
-        for listener in self._listeners:
-            self._listeners[listener] = None
-
-    async def _end(self, client: Client) -> None:
-        try:
-            await asyncio.wait_for(client.close(), self._limits.close_s / 2)
-        except (OSError, Error, TimeoutError):
-            pass
-
-
-def _text(error: Exception) -> str:
-    if isinstance(error, OSError) and error.errno:
-        return os.strerror(error.errno)
-    return str(error) or type(error).__name__
-
-
-_NO_HEADERS: Mapping[str, str] = {}
+_HEADERS_BYTES = 1 << 10
+"""What headers take at most, of our own making."""
 
 
 class NatsListener:
     """A subscription; see `NatsLink.listen`."""
 
-    def __init__(self, link: NatsLink, subject: str, heard: Heard, missed: Callable[[], object]) -> None:
+    def __init__(
+        self,
+        link: NatsLink,
+        subject: str,
+        heard: Heard,
+        missed: Callable[[], object],
+        lost: Callable[[], object],
+    ) -> None:
         self._link = link
         self.subject = subject
-        self._heard = heard
+        self.heard = heard
         self.missed = missed
+        self.lost = lost
+        self._sid = 0
 
     def __enter__(self) -> Self:
-        self._link.begin(self)
+        self._sid = self._link.begin(self)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._link.end(self)
-
-    async def take(self, message: Msg) -> None:
-        """Hand on a message."""
-        self._heard(message.data, message.headers or _NO_HEADERS)
+        self._link.end(self._sid)
 
 
 class NatsNews:
@@ -405,7 +370,9 @@ class NatsNews:
 
     def __init__(self, link: NatsLink, subject: str) -> None:
         self._link = link
-        self._listener = link.listen(subject, lambda payload, headers: self._tell(), missed=self._tell)
+        self._listener = link.listen(
+            subject, lambda subject, payload, headers: self._tell(), missed=self._tell
+        )
         self._there = False
         self._parked = trio.lowlevel.ParkingLot()
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeVar
+from collections.abc import Sequence
 
 import msgspec
 
 from penstock.errors import StoreUnavailableError
+from penstock.journal.nats_link import OtherConnectionError
+from penstock.journal.nats_seen import Change, Next, Seen, SeenChat, keep, seen_after, seen_in
 from penstock.journal.nats_stream import Message, NatsStream, Publication
 from penstock.journal.nats_text import (
     ChatHead,
@@ -23,58 +24,9 @@ from penstock.journal.nats_text import (
     token,
     write_head,
 )
-from penstock.journal.store import ChatRecord, TurnRecord
+from penstock.journal.store import ChatRecord
 from penstock.limits import NatsLimits
 from penstock.wire.messages import UIMessage
-
-T = TypeVar("T")
-
-
-class Seen(NamedTuple):
-    """A turn as somebody saw it."""
-
-    record: TurnRecord
-    sequence: int
-    """Of the last message of its subject; 0 if it has none."""
-    base: int
-    """Of the message that brought the chat's messages; 0 for those with which the turn began."""
-    said: tuple[int, ...]
-    """Of the seals since that brought a message."""
-
-
-class SeenChat(NamedTuple):
-    """A chat as somebody saw it."""
-
-    head: ChatHead | None
-    """None if there is no such chat."""
-    lines: list[bytes]
-    """Its messages."""
-    sequence: int
-    """Of the last message of its subject, which may be a part that was given up."""
-    committed: int
-    """Of the one that counts."""
-
-
-class Change:
-    """A change of a turn, which is made again and again until it happened or can't."""
-
-    __slots__ = ("chat_id", "decide", "fresh", "refusal", "seen", "turn_id")
-
-    def __init__(self, turn: TurnRecord, decide: Callable[[Seen | None], Next | Exception | None]) -> None:
-        self.chat_id = turn.chat_id
-        self.turn_id = turn.turn_id
-        self.decide = decide
-        """Says, of a turn as it was seen, what is to be next, why nothing can be, or None: nothing needs to be."""
-        self.seen: Seen | None = None
-        self.fresh = False
-        self.refusal: Exception | None = None
-
-
-class Next(NamedTuple):
-    """What is to happen to a turn."""
-
-    event: TurnEvent
-    data: bytes = b""
 
 
 class NatsLog:
@@ -83,6 +35,7 @@ class NatsLog:
     def __init__(self, stream: NatsStream, limits: NatsLimits) -> None:
         self.stream = stream
         self._limits = limits
+        self._connections = stream.connections
         self._seen: OrderedDict[str, Seen] = OrderedDict()
         self._places: OrderedDict[str, tuple[int, int]] = OrderedDict()
         """Of turns that are read: an offset, and the sequence from which on the entries from there are found."""
@@ -98,7 +51,7 @@ class NatsLog:
         result: list[Seen | None] = []
         for (chat_id, turn_id), message in zip(turns, found, strict=True):
             if message is not None:
-                seen = _seen(message)
+                seen = seen_in(message)
                 keep(self._seen, turn_id, seen, self._limits.remembered_turns)
                 result.append(seen)
             else:
@@ -114,7 +67,7 @@ class NatsLog:
             return None
         # It was not there, and may be by now.
         (message,) = await self.stream.last([self.stream.turn(chat_id, turn_id)])
-        return Seen(chat.head.newest, 0, 0, ()) if message is None else _seen(message)
+        return Seen(chat.head.newest, 0, 0, ()) if message is None else seen_in(message)
 
     async def change(self, change: Change) -> None:
         """Make a change. Like `change_all`, and raises what it was refused with."""
@@ -128,12 +81,19 @@ class NatsLog:
         Raises:
             StoreUnavailableError: if it is not known which of them happened.
         """
+        self._forget_earlier()
         for change in changes:
             change.seen = self._seen.get(change.turn_id)
         left = list(changes)
+        connection = self._connections
         for _ in range(self._limits.tries):
             if not left:
                 return
+            self._forget_earlier()
+            if self._connections != connection:
+                connection = self._connections
+                for change in left:
+                    change.seen, change.fresh = None, False
             stale = [change for change in left if change.seen is None]
             if stale:
                 found = await self.load_all([(change.chat_id, change.turn_id) for change in stale])
@@ -151,25 +111,35 @@ class NatsLog:
                     # Nobody is told no because of something that may be over.
                     change.seen = None
                     unsure.append(change)
-            left = unsure + await self._publish(due)
+            left = unsure + await self._publish(due, connection)
         raise StoreUnavailableError("others changed the turn again and again")
 
-    async def _publish(self, due: Sequence[tuple[Change, Next]]) -> list[Change]:
+    async def _publish(self, due: Sequence[tuple[Change, Next]], connection: int) -> list[Change]:
         """Publish what is to be next. Returns those that something else got ahead of."""
+        try:
+            return await self._publish_over(due, connection)
+        except OtherConnectionError:
+            for change, _ in due:
+                change.seen, change.fresh = None, False
+            return [change for change, _ in due]
+
+    async def _publish_over(self, due: Sequence[tuple[Change, Next]], connection: int) -> list[Change]:
         size = self.stream.part_bytes
         whole = [(change, next_) for change, next_ in due if len(next_.data) <= size]
-        sequences = await self.stream.publish([self._publication(change, next_) for change, next_ in whole])
+        sequences = await self.stream.publish(
+            [self._publication(change, next_) for change, next_ in whole], connection
+        )
         done = list(zip(whole, sequences, strict=True))
         for change, next_ in due:
             if len(next_.data) > size:
-                done.append(((change, next_), await self._publish_parts(change, next_)))
+                done.append(((change, next_), await self._publish_parts(change, next_, connection)))
         behind = []
         for (change, next_), sequence in done:
             if sequence:
                 keep(
                     self._seen,
                     change.turn_id,
-                    _after(next_.event, sequence),
+                    seen_after(next_.event, sequence),
                     self._limits.remembered_turns,
                 )
             else:
@@ -190,7 +160,7 @@ class NatsLog:
             f"{token(change.turn_id)}:{event.record.epoch}:{event.first}:{after}",
         )
 
-    async def _publish_parts(self, change: Change, next_: Next) -> int:
+    async def _publish_parts(self, change: Change, next_: Next, connection: int) -> int:
         seen = change.seen
         assert seen is not None
         *parts, last = cut(next_.data, self.stream.part_bytes)
@@ -206,12 +176,14 @@ class NatsLog:
         sequence, begins = seen.sequence, 0
         for part, data in enumerate(parts):
             event = msgspec.structs.replace(still, part=part)
-            (sequence,) = await self.stream.publish([self._publication(change, Next(event, data), sequence)])
+            publication = self._publication(change, Next(event, data), sequence)
+            (sequence,) = await self.stream.publish([publication], connection)
             if not sequence:
                 return 0
             begins = begins or sequence
         event = msgspec.structs.replace(next_.event, part=len(parts), begins=begins)
-        (sequence,) = await self.stream.publish([self._publication(change, Next(event, last), sequence)])
+        publication = self._publication(change, Next(event, last), sequence)
+        (sequence,) = await self.stream.publish([publication], connection)
         return sequence
 
     async def event(self, subject: str, sequence: int) -> tuple[TurnEvent, list[bytes]] | None:
@@ -242,16 +214,17 @@ class NatsLog:
     async def chat(self, chat_id: str) -> SeenChat:
         """Return a chat as it is now."""
         subject = self.stream.chat(chat_id)
+        connection = self.stream.connections
         for _ in range(self._limits.tries):
             (last,) = await self.stream.last([subject])
             message = last
             if message is None:
-                return SeenChat(None, [], 0, 0)
+                return SeenChat(None, [], 0, 0, connection)
             head, rest = head_and_rest(message.payload)
             chat = read_chat_head(head)
             if chat.more:
                 if not chat.before:
-                    return SeenChat(None, [], message.sequence, 0)
+                    return SeenChat(None, [], message.sequence, 0, connection)
                 message = await self.stream.at(chat.before)
                 if message is None:
                     continue  # another came in its place
@@ -259,7 +232,7 @@ class NatsLog:
                 chat = read_chat_head(head)
             data = await self._whole(message, chat, rest)
             if data is not None and last is not None:
-                return SeenChat(chat, split_lines(data), last.sequence, message.sequence)
+                return SeenChat(chat, split_lines(data), last.sequence, message.sequence, connection)
         raise StoreUnavailableError("others changed the chat again and again")
 
     async def chat_record(self, chat_id: str) -> ChatRecord | None:
@@ -296,20 +269,27 @@ class NatsLog:
 
     async def set_chat(self, chat_id: str, seen: SeenChat, head: ChatHead, data: bytes) -> bool:
         """Put a chat in the place of what was seen of it: a compare-and-set."""
+        try:
+            return await self._set_chat(chat_id, seen, head, data)
+        except OtherConnectionError:
+            return False
+
+    async def _set_chat(self, chat_id: str, seen: SeenChat, head: ChatHead, data: bytes) -> bool:
         subject = self.stream.chat(chat_id)
         *parts, last = cut(data, self.stream.part_bytes)
         sequence, begins = seen.sequence, 0
         for part, each in enumerate(parts):
             void = ChatHead(began_at=0.0, part=part, more=True, before=seen.committed)
             (sequence,) = await self.stream.publish(
-                [Publication(subject, write_head(void) + b"\n" + each, sequence)]
+                [Publication(subject, write_head(void) + b"\n" + each, sequence)], seen.connection
             )
             if not sequence:
                 return False
             begins = begins or sequence
         head = msgspec.structs.replace(head, part=len(parts), begins=begins)
         (sequence,) = await self.stream.publish(
-            [Publication(subject, write_head(head) + b"\n" + last, sequence, alone=not parts)]
+            [Publication(subject, write_head(head) + b"\n" + last, sequence, alone=not parts)],
+            seen.connection,
         )
         if sequence and parts:
             await self.stream.purge([(subject, begins)])
@@ -317,6 +297,7 @@ class NatsLog:
 
     async def read(self, chat_id: str, turn_id: str, offset: int, count: int) -> list[bytes]:
         """Return the entries from an offset on, so many if there are as many."""
+        self._forget_earlier()
         subject = self.stream.turn(chat_id, turn_id)
         place, sequence = self._places.get(turn_id, (0, 1))
         if place > offset:
@@ -348,6 +329,16 @@ class NatsLog:
                     return found[:count]
         return found
 
+    def _forget_earlier(self) -> None:
+        """Forget what was seen over another connection.
+
+        A server that lost its last messages gives their sequences again, to others.
+        """
+        if self._connections != self.stream.connections:
+            self._connections = self.stream.connections
+            self._seen.clear()
+            self._places.clear()
+
     def remember(self, seen: Seen) -> None:
         """Note a turn as it is."""
         keep(self._seen, seen.record.turn_id, seen, self._limits.remembered_turns)
@@ -356,23 +347,3 @@ class NatsLog:
         """Note that a turn is gone."""
         self._seen.pop(turn_id, None)
         self._places.pop(turn_id, None)
-
-
-def keep(held: OrderedDict[str, T], key: str, value: T, count: int) -> None:
-    """Put something into a dictionary of so many, from which what was put there first goes."""
-    held[key] = value
-    held.move_to_end(key)
-    if len(held) > count:
-        held.popitem(last=False)
-
-
-def _seen(message: Message) -> Seen:
-    return _after(read_turn_event(head_and_rest(message.payload)[0]), message.sequence)
-
-
-def _after(event: TurnEvent, sequence: int) -> Seen:
-    """Return how a turn is after something happened to it."""
-    if event.kind == "resume":
-        return Seen(event.record, sequence, sequence, ())
-    said = (*event.said, sequence) if event.kind == "seal" and event.messages else event.said
-    return Seen(event.record, sequence, event.base, said)

@@ -8,6 +8,7 @@ Everything is in one stream, NAME, on subjects of it. A TURN and a CHAT are toke
     NAME.live.CHAT.TURN    a note that the turn may be running
     NAME.ended.CHAT.TURN   a note that it has ended, and when
     NAME.news.CHAT.TURN    not stored: the server says so when something of the turn was
+    NAME.notes             not stored: what nodes tell each other
 
 A change is published on condition that the last message of its subject is the one that the change was made for, and it is
 true when the server has acknowledged it. There are no consumers, which would be one more thing to get going again after a
@@ -16,6 +17,7 @@ server's restart: the stream is asked for a subject's last message, or for those
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -26,6 +28,8 @@ from penstock.journal.nats_link import MORE, Answer, NatsLink, NatsListener, Nat
 from penstock.journal.nats_text import token
 from penstock.journal.notes import HeardNotes
 from penstock.limits import NatsLimits
+
+logger = logging.getLogger("penstock.journal")
 
 _OTHER_CONFIG = 10058
 _NOT_LAST = (10071, 10164)
@@ -116,15 +120,24 @@ class NatsStream:
         """Return the news of a turn."""
         return NatsNews(self._link, f"{self.name}.news.{token(chat_id)}.{token(turn_id)}")
 
-    def tell(self, note: bytes) -> bool:
-        """Tell all nodes, without knowing that they hear it. False if it can't be said now."""
-        return self._link.publish_nowait(f"{self.name}.notes", note)
+    async def tell(self, notes: Sequence[bytes]) -> None:
+        """Tell those who listen to notes.
+
+        Raises:
+            StoreUnavailableError: if it is not known that the server has handed them on.
+        """
+        await self._link.request([Request(f"{self.name}.notes", note, word=True) for note in notes])
 
     def listen_to_notes(self, notes: HeardNotes) -> NatsListener:
         """Return what listens to notes, as a context manager."""
         return self._link.listen(
-            f"{self.name}.notes", lambda note, headers: notes.hear(note), missed=notes.miss
+            f"{self.name}.notes", lambda subject, note, headers: notes.hear(note), missed=notes.miss
         )
+
+    @property
+    def connections(self) -> int:
+        """How many connections there were. On another one, the stream may be one that was set back."""
+        return self._link.connections
 
     @property
     def part_bytes(self) -> int:
@@ -162,17 +175,28 @@ class NatsStream:
                 "headers_only": True,
             },
         }
-        made = await self._api("STREAM.CREATE", config, refusable=True)
-        if "error" in made:
-            if made["error"].get("err_code") != _OTHER_CONFIG:
-                raise StoreUnavailableError(f"the journal's NATS refused: {made['error'].get('description')}")
-            # Its owner may have set limits or moved it.
-            made = await self._api("STREAM.INFO", {})
-            found = made["config"]
-            for key in ("subjects", "allow_direct", "allow_rollup_hdrs", "republish", "retention"):
-                if found.get(key) != config[key]:
-                    raise ValueError(f"the NATS stream {name} is there, and is no journal")
-        self._by_leader = made["config"]["num_replicas"] > 1
+        # Who may use a stream need not be one who may make it.
+        found = await self._api("STREAM.INFO", {}, refusable=True)
+        if found.get("error", {}).get("code") == 404:
+            found = await self._api("STREAM.CREATE", config, refusable=True)
+        if found.get("error", {}).get("err_code") == _OTHER_CONFIG:
+            # Another node was quicker, with other replicas.
+            found = await self._api("STREAM.INFO", {})
+        if "error" in found:
+            raise StoreUnavailableError(f"the journal's NATS refused: {found['error'].get('description')}")
+        made = found["config"]
+        # Its owner may have set limits, or moved it.
+        for key in ("subjects", "allow_direct", "allow_rollup_hdrs", "republish", "retention"):
+            if made.get(key) != config[key]:
+                raise ValueError(f"the NATS stream {name} is there, and is no journal")
+        limits = ["max_age", "max_msgs_per_subject"]
+        if made.get("discard") == "old":
+            limits += ["max_msgs", "max_bytes"]
+        if any(made.get(limit, 0) > 0 for limit in limits):
+            logger.warning(
+                "the NATS stream %s has limits by which it throws away what is old, running turns too", name
+            )
+        self._by_leader = made["num_replicas"] > 1
 
     async def last(self, subjects: Sequence[str]) -> list[Message | None]:
         """Return the last message of each subject."""
@@ -230,14 +254,19 @@ class NatsStream:
                 raise StoreUnavailableError("the journal's stream in NATS can't be read")
         return found
 
-    async def publish(self, publications: Sequence[Publication]) -> list[int]:
+    async def publish(self, publications: Sequence[Publication], connection: int | None = None) -> list[int]:
         """Publish in order, and return the sequences; 0 for what would not have been the next of its subject.
 
+        Args:
+            publications: what is published.
+            connection: which of the `connections` it must be; None for any.
+
         Raises:
+            OtherConnectionError: if it is another by now; then nothing was published.
             StoreUnavailableError: if it is not known of each whether it was stored.
         """
         answers = await self._link.request(
-            [Request(each.subject, each.payload, _headers(each)) for each in publications]
+            [Request(each.subject, each.payload, _headers(each)) for each in publications], connection
         )
         sequences = []
         for (answer,) in answers:

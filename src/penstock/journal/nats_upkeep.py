@@ -14,13 +14,14 @@ import logging
 import random
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
 import trio
 
 from penstock.errors import StoreUnavailableError
-from penstock.journal.nats_log import Change, NatsLog, Next, Seen
+from penstock.journal.nats_log import NatsLog
+from penstock.journal.nats_seen import Change, Next, Seen
 from penstock.journal.nats_stream import Message, Publication
 from penstock.journal.nats_text import (
     ChatHead,
@@ -38,6 +39,9 @@ logger = logging.getLogger("penstock.journal")
 _AT_ONCE = 200
 """Turns that are asked about in one write."""
 
+_LOOKED_AT = 16
+"""Notes or chats that are read at once, of which the first is seldom due."""
+
 
 class NatsUpkeep:
     """Notes of turns, and a task that acts on them."""
@@ -53,6 +57,8 @@ class NatsUpkeep:
         self._excess: dict[str, tuple[str, ...]] = {}
         """By chat: what goes when the turn that is running has ended."""
         self._due: deque[tuple[str, str]] = deque(maxlen=limits.remembered_turns)
+        self._looks_over = 0
+        """How often in a row there was too much, and no ended turn to be removed."""
         self._unclaimed: deque[TurnRecord] = deque(maxlen=limits.remembered_turns)
 
     def crowded(self, chat_id: str, gone: Sequence[str], turns: Sequence[str]) -> None:
@@ -135,33 +141,49 @@ class NatsUpkeep:
         while self._due:
             await self._drop(*self._due[0])
             self._due.popleft()
-        oldest = time.time() - self._retention.turn_age_s
         notes = f"{self._stream.name}.ended.*.*"
-        for note in await self._first(notes):
-            if float(note.payload) >= oldest:
-                break
-            await self._drop(*_turn(note.subject))
-        if await self._stream.bytes() > self._retention.bytes:
-            for note in await self._first(notes):
-                await self._drop(*_turn(note.subject))
-                if await self._stream.bytes() <= self._retention.bytes:
-                    break
-        await self._trim_chats()
+        await self._take(notes, self._take_old)
+        if await self._stream.bytes() <= self._retention.bytes or await self._take(notes, self._take_any):
+            self._looks_over = 0
+        else:
+            # Turns that ended just now may not have been noted yet, here or on another node.
+            self._looks_over += 1
+        await self._take(f"{self._stream.name}.chat.*", self._take_chat)
 
-    async def _trim_chats(self) -> None:
-        oldest = time.time() - self._retention.chat_age_s
-        for message in await self._first(f"{self._stream.name}.chat.*"):
-            chat = read_chat_head(head_and_rest(message.payload)[0])
-            if chat.more:
-                continue
-            if chat.began_at >= oldest and await self._stream.bytes() <= self._retention.bytes:
-                break
-            await self._drop_chat(read_token(message.subject.rpartition(".")[2]), message)
+    async def _take(self, wildcard: str, take: Callable[[Message], Awaitable[bool]]) -> int:
+        """Hand on what the stream has first, until it is not taken, and return how many were."""
+        sequence, taken, more = 0, 0, True
+        while more and taken < self._limits.trimmed_at_once:
+            page, more = await self._stream.page(wildcard, sequence, _LOOKED_AT)
+            for message in page:
+                if not await take(message):
+                    return taken
+                taken += 1
+                sequence = message.sequence + 1
+        return taken
 
-    async def _first(self, wildcard: str) -> list[Message]:
-        """Return those that the stream has first."""
-        found, _ = await self._stream.page(wildcard, 0, self._limits.trimmed_at_once)
-        return found
+    async def _take_old(self, note: Message) -> bool:
+        if float(note.payload) >= time.time() - self._retention.turn_age_s:
+            return False
+        await self._drop(*_turn(note.subject))
+        return True
+
+    async def _take_any(self, note: Message) -> bool:
+        if await self._stream.bytes() <= self._retention.bytes:
+            return False
+        await self._drop(*_turn(note.subject))
+        return True
+
+    async def _take_chat(self, message: Message) -> bool:
+        chat = read_chat_head(head_and_rest(message.payload)[0])
+        if chat.more:
+            return True  # a part, of which the last will come
+        if chat.began_at >= time.time() - self._retention.chat_age_s and (
+            self._looks_over < 3 or await self._stream.bytes() <= self._retention.bytes
+        ):
+            return False
+        await self._drop_chat(read_token(message.subject.rpartition(".")[2]), message)
+        return True
 
     async def _drop(self, chat_id: str, turn_id: str) -> None:
         """Remove an ended turn."""

@@ -37,7 +37,7 @@ import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
-from typing import Any, TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar
 
 import msgspec
 import trio
@@ -46,6 +46,15 @@ from penstock.errors import LocalProtocolError, StoreUnavailableError, TurnSeale
 from penstock.journal.news import News, Polling
 from penstock.journal.sqlite_file import Durability, close_file, open_file
 from penstock.journal.sqlite_notes import SqliteNotes, last_note, write_notes
+from penstock.journal.sqlite_reader import (
+    entries_between,
+    find_chat,
+    find_turn,
+    lapsed_turns,
+    newest_turn,
+    read_entries,
+    snapshot,
+)
 from penstock.journal.sqlite_upkeep import Upkeep
 from penstock.journal.sqlite_writer import Writer
 from penstock.journal.store import Batch, ChatRecord, Retention, RunningTurnError, TurnRecord, TurnState
@@ -57,9 +66,6 @@ Db: TypeAlias = sqlite3.Connection
 _Message: TypeAlias = tuple[str, bytes]
 
 _write_message = msgspec.json.Encoder().encode
-_read_message = msgspec.json.Decoder(UIMessage, float_hook=float).decode
-
-_RECORD = f"SELECT {', '.join(TurnRecord.__struct_fields__)} FROM turns JOIN chats ON chats.id = chat"
 
 
 @asynccontextmanager
@@ -166,19 +172,19 @@ class SqliteStore:
 
     async def lapsed(self, now: float, count: int) -> Sequence[TurnRecord]:
         """See `Store.lapsed`."""
-        return await self._read(partial(_lapsed, now, count))
+        return await self._read(partial(lapsed_turns, now, count))
 
     async def chat(self, chat_id: str) -> ChatRecord | None:
         """See `Store.chat`."""
-        return await self._read(partial(_chat, chat_id))
+        return await self._read(partial(find_chat, chat_id))
 
     async def turn(self, turn_id: str) -> TurnRecord | None:
         """See `Store.turn`."""
-        return await self._read(partial(_turn, turn_id))
+        return await self._read(partial(find_turn, turn_id))
 
     async def read(self, turn_id: str, offset: int, count: int) -> Sequence[bytes]:
         """See `Store.read`. Cancelled, it returns when the thread that reads does."""
-        return await self._read(partial(_read, turn_id, offset, count))
+        return await self._read(partial(read_entries, turn_id, offset, count))
 
     def news(self, turn: TurnRecord) -> News:
         """See `Store.news`."""
@@ -195,7 +201,7 @@ class SqliteStore:
 
     async def _read(self, work: Callable[[Db], T]) -> T:
         try:
-            return await trio.to_thread.run_sync(_snapshot, self._reader, work, limiter=self._reader_threads)
+            return await trio.to_thread.run_sync(snapshot, self._reader, work, limiter=self._reader_threads)
         except sqlite3.Error as exc:
             raise StoreUnavailableError(f"the journal can't be read: {exc}") from exc
 
@@ -230,7 +236,7 @@ class SqliteStore:
             return (
                 held_state == state.value
                 and end == entries
-                and _entries(db, turn, batch.offset, end) == list(batch.entries)
+                and entries_between(db, turn, batch.offset, end) == list(batch.entries)
             )
         if batch.offset + len(batch.entries) <= entries:
             return False
@@ -271,50 +277,8 @@ def _encoded(messages: Sequence[UIMessage]) -> list[_Message]:
         raise LocalProtocolError(f"a message has no JSON form: {exc}") from exc
 
 
-def _snapshot(db: Db, work: Callable[[Db], T]) -> T:
-    """Read in one transaction: all of it from the same commit."""
-    db.execute("BEGIN")
-    try:
-        return work(db)
-    finally:
-        db.execute("ROLLBACK")
-
-
-def _record(row: Sequence[Any]) -> TurnRecord:
-    return msgspec.convert(dict(zip(TurnRecord.__struct_fields__, row, strict=True)), TurnRecord)
-
-
-def _turn(turn_id: str, db: Db) -> TurnRecord | None:
-    row = db.execute(f"{_RECORD} WHERE turn_id = ?", (turn_id,)).fetchone()
-    return None if row is None else _record(row)
-
-
-def _newest(chat_id: str, db: Db) -> TurnRecord | None:
-    row = db.execute(f"{_RECORD} WHERE chats.chat_id = ? AND turns.id = chats.newest", (chat_id,)).fetchone()
-    return None if row is None else _record(row)
-
-
-def _lapsed(now: float, count: int, db: Db) -> list[TurnRecord]:
-    rows = db.execute(
-        f"{_RECORD} WHERE state = 'running' AND lease_until < ? ORDER BY lease_until LIMIT ?", (now, count)
-    )
-    return [_record(row) for row in rows]
-
-
-def _chat(chat_id: str, db: Db) -> ChatRecord | None:
-    row = db.execute("SELECT id FROM chats WHERE chat_id = ?", (chat_id,)).fetchone()
-    if row is None:
-        return None
-    rows = db.execute("SELECT json FROM messages WHERE chat = ? ORDER BY place", row)
-    return ChatRecord(
-        chat_id=chat_id,
-        messages=tuple(_read_message(json) for (json,) in rows),
-        turn=_newest(chat_id, db),
-    )
-
-
 def _begin(record: TurnRecord, messages: Sequence[_Message], db: Db) -> None:
-    newest = _newest(record.chat_id, db)
+    newest = newest_turn(record.chat_id, db)
     if newest is not None and not newest.state.ended:
         raise RunningTurnError(newest)
     if db.execute("SELECT 1 FROM turns WHERE turn_id = ?", (record.turn_id,)).fetchone() is not None:
@@ -350,7 +314,7 @@ def _resume(resumed: TurnRecord, messages: Sequence[_Message], db: Db) -> None:
 
 
 def _adopt(turn: TurnRecord, adopted: TurnRecord, db: Db) -> bool:
-    if turn.state.ended or _turn(turn.turn_id, db) != turn:
+    if turn.state.ended or find_turn(turn.turn_id, db) != turn:
         return False
     db.execute(
         "UPDATE turns SET state = 'running', epoch = ?, lease_until = ? WHERE turn_id = ?",
@@ -385,30 +349,3 @@ def _set_messages(db: Db, chat: int, messages: Sequence[_Message]) -> None:
         "INSERT INTO messages VALUES (?, ?, ?, ?)",
         [(chat, place + i, *message) for i, message in enumerate(messages[same:])],
     )
-
-
-def _read(turn_id: str, offset: int, count: int, db: Db) -> list[bytes]:
-    row = db.execute("SELECT id, entries FROM turns WHERE turn_id = ?", (turn_id,)).fetchone()
-    return [] if row is None else _entries(db, row[0], offset, min(offset + count, row[1]))
-
-
-def _entries(db: Db, turn: int, offset: int, end: int) -> list[bytes]:
-    """Return a turn's entries from an offset to an end, which it has."""
-    if offset >= end:
-        return []
-    (floor,) = db.execute(
-        "SELECT coalesce(max(first), 0) FROM segments WHERE turn = ? AND first <= ?", (turn, offset)
-    ).fetchone()
-    rows = db.execute(
-        "SELECT data FROM segments WHERE turn = ? AND first BETWEEN ? AND ? ORDER BY first",
-        (turn, floor, end - 1),
-    ).fetchall()
-    lines = b"".join(data for (data,) in rows).split(b"\n")
-    lines.pop()
-    if floor + len(lines) < end:
-        rows = db.execute(
-            "SELECT data FROM log WHERE turn = ? AND first < ? ORDER BY first", (turn, end)
-        ).fetchall()
-        lines += b"".join(data for (data,) in rows).split(b"\n")
-        lines.pop()
-    return lines[offset - floor : end - floor]

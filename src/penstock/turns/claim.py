@@ -19,6 +19,7 @@ async def claim(
     chat_id: str,
     messages: Sequence[UIMessage],
     lease_until: Callable[[], float],
+    lapsed: Callable[[TurnRecord], bool],
     end_abandoned: Callable[[TurnRecord, str | None], Awaitable[None]],
 ) -> tuple[TurnRecord, Sequence[bytes] | None]:
     """Begin the turn that answers the last of `messages`, or go on with the suspended one that it continues.
@@ -65,12 +66,3 @@ async def claim(
         else:
             break
     raise TurnConflictError("another message of this chat is being answered")
-
-
-def lapsed(record: TurnRecord) -> bool:
-    """Say whether a turn's owner may be given up."""
-    return (
-        record.state is TurnState.running
-        and record.lease_until is not None
-        and record.lease_until < time.time()
-    )

@@ -25,6 +25,8 @@ class Begun(NamedTuple):
     turn: TurnHandle
     message: UIMessage
     """What it answers."""
+    sure: bool = True
+    """Whether no other began between this one and the one before."""
 
 
 class Feed:

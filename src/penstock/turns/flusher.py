@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import trio
 
@@ -19,6 +19,7 @@ from penstock.journal.live import LiveTail
 from penstock.journal.store import Batch, Store, TurnState
 from penstock.limits import HubLimits
 from penstock.metrics import Metrics
+from penstock.turns.outage import Outage
 from penstock.wire.messages import UIMessage
 
 logger = logging.getLogger("penstock.journal")
@@ -27,7 +28,7 @@ logger = logging.getLogger("penstock.journal")
 class Flusher:
     """The way from tails to the store. `run` is its task; `mark` is called for what a flush then takes."""
 
-    def __init__(self, store: Store, limits: HubLimits, metrics: Metrics) -> None:
+    def __init__(self, store: Store, limits: HubLimits, metrics: Metrics, outage: Outage) -> None:
         self._store = store
         self._limits = limits
         self._metrics = metrics
@@ -38,6 +39,13 @@ class Flusher:
         self._wake = trio.lowlevel.ParkingLot()
         self._pause = trio.lowlevel.ParkingLot()
         self._hurried = False
+        self.retry_s = limits.flush_retry_s
+        """From a try to store something to the next."""
+        self.outage = outage
+        self.refused: Callable[[], object] = lambda: None
+        """Called when a turn was another's, or over."""
+        self.gave_up: Callable[[LiveTail], object] = lambda tail: None
+        """Called with a tail whose entries could not be stored for `journal_grace_s`; and again, while that is so."""
 
     def hurry(self) -> None:
         """Have the next flush begin at once: somebody waits for it."""
@@ -73,6 +81,26 @@ class Flusher:
                     raise
         raise AssertionError
 
+    async def _append(self, tails: Sequence[LiveTail]) -> None:
+        """Store what the store lacks, and note that it has it."""
+        ends = [(len(tail.entries), tail.bytes) for tail in tails]
+        batches = [
+            Batch(tail.record, tail.stored, [entry.json for entry in tail.entries[tail.stored :]])
+            for tail in tails
+        ]
+        try:
+            await self._store.append(batches)
+        except TurnSealedError:
+            if len(tails) > 1:
+                for tail in tails:
+                    await self._append([tail])
+                return
+            # It has ended, or has another owner. Its runner is to find out, before it takes for stored what isn't.
+            self.refused()
+            return
+        for tail, end in zip(tails, ends, strict=True):
+            tail.mark_stored(*end)
+
     async def run(self) -> None:
         """Flush until cancelled. Entries of an append that was cancelled halfway may or may not be stored."""
         while True:
@@ -83,14 +111,8 @@ class Flusher:
             self._dirty.clear()
             for tail in tails:
                 tail.flush_marked = False
-            ends = [(len(tail.entries), tail.bytes) for tail in tails]
             try:
-                await self._store.append(
-                    [
-                        Batch(tail.record, tail.stored, [entry.json for entry in tail.entries[tail.stored :]])
-                        for tail in tails
-                    ]
-                )
+                await self._append(tails)
             except LocalProtocolError:
                 # A hole: the store was set back to an earlier time. Here is everything, and what it has is left as it is.
                 logger.warning("the journal's store has lost what it had acknowledged; it is given it again")
@@ -100,19 +122,17 @@ class Flusher:
                     if not tail.flush_marked:
                         self.mark(tail)
                 continue
-            except TurnSealedError:
-                # Whatever could be stored is. A turn that was refused has ended; its runner learns it at the seal.
-                pass
             except StoreUnavailableError as exc:
-                logger.warning("the journal's store is unavailable: %s", exc)
                 self._metrics.count("journal_flush_failed")
+                self.outage.failed(exc)
                 for tail in tails:
+                    if self.outage.spent:
+                        self.gave_up(tail)
                     if not tail.flush_marked:
                         self.mark(tail)
                 await trio.sleep(self._limits.flush_retry_s)
                 continue
-            for tail, end in zip(tails, ends, strict=True):
-                tail.mark_stored(*end)
+            self.outage.worked()
             with trio.move_on_after(self._flush_s):
                 if not self._hurried:
                     await self._pause.park()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
+import trio
 
+from penstock.errors import StoreUnavailableError
+from penstock.journal.entry import Entry
 from penstock.journal.live import LiveTail
 from penstock.journal.position import Position
 from penstock.journal.store import TurnRecord, TurnState
@@ -30,10 +33,13 @@ class TurnHandle:
         *,
         runner: Runner | None = None,
         stop: Callable[[str], Awaitable[TurnState]] | None = None,
+        loaded: trio.Event | None = None,
     ) -> None:
         self._tail = tail
         self._runner = runner
         self._stop = stop
+        self._loaded = loaded
+        """Of a replica: set once the tail has what the store has."""
 
     def __repr__(self) -> str:
         return f"<TurnHandle {self._tail!r}>"
@@ -83,6 +89,22 @@ class TurnHandle:
         """Size of the turn's entries in memory."""
         return self._tail.bytes
 
+    @property
+    def runs_elsewhere(self) -> bool:
+        """Whether the turn runs in another process."""
+        return self._runner is None and self.state is TurnState.running
+
+    async def wait_loaded(self) -> None:
+        """Sleep until the tail has what the store had when the turn was first looked at from here.
+
+        Raises:
+            StoreUnavailableError: if that is not to be had.
+        """
+        if self._loaded is not None and not self._loaded.is_set():
+            await self._loaded.wait()
+            if self._tail.ended and self._tail.state is TurnState.running:
+                raise StoreUnavailableError("the turn can't be read now")
+
     def shows(self, record: TurnRecord) -> bool:
         """Say whether this handle is as good as a new one of the turn that has this record now."""
         tail = self._tail
@@ -109,6 +131,20 @@ class TurnHandle:
     def follow(self, after: int = -1) -> Subscription:
         """Return a cursor on the turn's entries after an offset; `with` it, and you are a follower."""
         return self._tail.subscribe(after)
+
+    async def entries_after(self, offset: int) -> Sequence[Entry]:
+        """Sleep until there are entries after an offset, and return them; none at the end. Who asks is no follower.
+
+        Raises:
+            StoreUnavailableError: if it is not known how the turn goes on.
+        """
+        tail = self._tail
+        await trio.lowlevel.checkpoint()
+        while offset + 1 >= len(tail.entries):
+            if tail.state is not TurnState.running:
+                return ()
+            await tail.wait_news()
+        return tail.entries[offset + 1 :]
 
     async def stop(self, reason: str = "stopped") -> TurnState:
         """Stop the turn and wait until it is sealed, at most `stop_grace_s` and the time of a seal. Idempotent.

@@ -12,17 +12,17 @@ whoever looks; see `leases.py`.
 
 from __future__ import annotations
 
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
 import msgspec
 import trio
 
-from penstock.errors import StoreUnavailableError, TurnConflictError, TurnError, TurnNotFoundError
+from penstock.errors import StoreUnavailableError, TurnConflictError, TurnError
 from penstock.journal.fan_out import FanOut
+from penstock.journal.live import LiveTail
 from penstock.journal.store import (
     ChatRecord,
     Retention,
@@ -33,22 +33,25 @@ from penstock.journal.store import (
 )
 from penstock.limits import Limits
 from penstock.metrics import Metrics, NopMetrics
+from penstock.turns.abandoned import Abandoned, Recover
 from penstock.turns.approvals import Verdict
-from penstock.turns.claim import claim, lapsed
+from penstock.turns.claim import claim
 from penstock.turns.continuation import decisions
 from penstock.turns.draining import Draining
-from penstock.turns.feed import Begun, Feed, Watcher
+from penstock.turns.error_text import ErrorText
+from penstock.turns.feed import Begun, Watcher
 from penstock.turns.flusher import Flusher
+from penstock.turns.foreign import ForeignChats
 from penstock.turns.handle import TurnHandle
-from penstock.turns.leases import keep_leases
+from penstock.turns.leases import Leases
+from penstock.turns.outage import Outage
+from penstock.turns.peers import Peers
 from penstock.turns.recent import RecentTurns
-from penstock.turns.replica import Replica, read_all
-from penstock.turns.runner import ErrorText, NotRecoveredError, Runner, RunnerOptions
+from penstock.turns.replica import Replica
+from penstock.turns.runner import Runner, RunnerOptions
 from penstock.turns.turn import Producer, Turn, TurnRequest
+from penstock.turns.watched import WatchedChats
 from penstock.wire.messages import UIMessage
-
-Recover: TypeAlias = Callable[[Turn], Awaitable[bool]]
-"""Asked once for the rest of an answer whose process died: writes it and returns True, or returns False."""
 
 
 class HubFullError(TurnError):
@@ -80,17 +83,41 @@ class Hub:
         self._store = store
         self._turn_nursery = nursery
         self._limits = limits
-        self._recover = recover
-        self._flusher = Flusher(store, limits.hub, metrics)
+        self._outage = Outage(limits.hub, metrics)
+        self._flusher = Flusher(store, limits.hub, metrics, self._outage)
         self._fan_out = FanOut(limits.hub.coalesce_s)
         self._options = RunnerOptions(store, self._flusher, self._fan_out, limits.turn, metrics, error_text)
         self._running: dict[str, Runner] = {}
         """By chat."""
+        self._leases = Leases(store, self._running, self._outage, limits.hub)
+        self._watched = WatchedChats(store, self.turn)
+        self._peers = Peers(
+            store,
+            self._running,
+            began=self._watched.began_elsewhere,
+            missed=self._watched.look,
+            limits=limits.hub,
+        )
+        self._abandoned = Abandoned(
+            store,
+            self._options,
+            self._running,
+            self._leases,
+            self._peers,
+            recover=recover,
+            start=self._start,
+            limits=limits,
+        )
+        self._flusher.refused = self._leases.hasten
+        self._flusher.gave_up = self._give_up
+        self._outage.changed = self._degraded
         self._recent = RecentTurns(limits.hub)
-        self._feeds: dict[str, Feed] = {}
-        """Of the chats that somebody watches."""
         self._beginning: dict[str, trio.Event] = {}
         """Chats for which the store is being asked, so that this process asks once at a time."""
+        self.on_begun: Callable[[Begun], object] | None = None
+        """Called with every turn that begins here, or goes on."""
+        self.foreign: ForeignChats | None = None
+        """Where those who watch hear others."""
         self._quiet = trio.lowlevel.ParkingLot()
         self.draining = Draining()
         """Set when the hub begins to close: watchers do well to go elsewhere."""
@@ -144,10 +171,15 @@ class Hub:
             # Not cancelled halfway: the store might have begun a turn that nobody would run.
             with trio.move_on_after(self._limits.hub.begin_s, shield=True):
                 record, history = await claim(
-                    self._store, chat_id, messages, self._lease_until, self._end_abandoned
+                    self._store,
+                    chat_id,
+                    messages,
+                    self._leases.until,
+                    self._leases.lapsed,
+                    self._abandoned.end,
                 )
                 if history is None:
-                    return self._replica(record)
+                    return await self._replica(record)
                 # From here to the end nothing awaits, so a turn that is in the store has its runner.
                 runner = Runner(
                     record,
@@ -160,7 +192,11 @@ class Hub:
                 runner.begin(lambda grammar: decisions(messages[-1], grammar))
                 turn = Turn(runner, chat_id, record.turn_id, tuple(messages), dict(body or {}), request)
                 handle = self._start(runner, producer, turn)
-                self._tell_watchers(Begun(handle, messages[-1]))
+                begun = Begun(handle, messages[-1])
+                self._watched.tell(begun)
+                if self.on_begun is not None:
+                    self.on_begun(begun)
+                self._peers.began(record)
                 return handle
         finally:
             del self._beginning[chat_id]
@@ -182,49 +218,8 @@ class Hub:
 
     def _handle(self, runner: Runner) -> TurnHandle:
         return TurnHandle(
-            runner.tail, runner=runner, stop=partial(self._stop_elsewhere, runner.record.turn_id)
+            runner.tail, runner=runner, stop=partial(self._abandoned.stop, runner.record.turn_id)
         )
-
-    def _lease_until(self) -> float:
-        return time.time() + self._limits.hub.lease_s
-
-    async def _end_abandoned(self, found: TurnRecord, reason: str | None) -> None:
-        """End a turn that isn't ours: as stopped for a reason, or as lost unless it can be recovered."""
-        # Not cancelled halfway: the turn would have an owner that does nothing.
-        with trio.move_on_after(self._limits.hub.begin_s, shield=True):
-            await self._adopt_and_end(found, reason)
-
-    async def _adopt_and_end(self, found: TurnRecord, reason: str | None) -> None:
-        record = await self._store.adopt(found, lease_until=self._lease_until())
-        if record is None:
-            return  # somebody else does it
-        runner = Runner(
-            record, self._options, orphan_grace_s=float("inf"), history=await read_all(self._store, record)
-        )
-        messages = await self._store.chat(record.chat_id)
-        turn = Turn(
-            runner, record.chat_id, record.turn_id, () if messages is None else tuple(messages.messages), {}
-        )
-        if reason is not None:
-            await runner.end_as_stopped(reason)
-            return
-        recover = self._recover
-        if recover is None:
-            await runner.run(None, turn)
-            return
-
-        async def producer(turn: Turn) -> None:
-            if not await recover(turn):
-                raise NotRecoveredError
-
-        runner.reopen()
-        self._start(runner, producer, turn)
-
-    async def look_after(self, found: TurnRecord) -> None:
-        """End a turn as lost, or recover it, if its lease has run out and it isn't this process's own."""
-        runner = self._running.get(found.chat_id)
-        if (runner is None or runner.record.turn_id != found.turn_id) and lapsed(found):
-            await self._end_abandoned(found, None)
 
     async def turn(self, turn_id: str) -> TurnHandle | None:
         """Return a turn, wherever it runs or ended; None if the journal doesn't have it.
@@ -235,17 +230,17 @@ class Hub:
         record = await self._store.turn(turn_id)
         if record is None:
             return None
-        if lapsed(record):
-            await self.look_after(record)
+        if self._leases.lapsed(record):
+            await self._abandoned.look_after(record)
             record = await self._store.turn(turn_id) or record
         if (runner := self._running.get(record.chat_id)) is not None and runner.record.turn_id == turn_id:
             return self._handle(runner)
         if record.state is TurnState.running:
-            return self._replica(record)
+            return await self._replica(record)
         if (handle := self._recent.get(record)) is not None:
             return handle
         tail = await Replica(self._store, record).load()
-        return self._recent.keep(TurnHandle(tail, stop=partial(self._stop_elsewhere, turn_id)))
+        return self._recent.keep(TurnHandle(tail, stop=partial(self._abandoned.stop, turn_id)))
 
     async def newest_turn(self, chat_id: str) -> TurnHandle | None:
         """Return a chat's newest turn; None if there is no such chat or it has none."""
@@ -258,22 +253,23 @@ class Hub:
     async def chat(self, chat_id: str) -> ChatRecord | None:
         """Return the chat's messages and its newest turn as the store has them, a lost one as lost."""
         chat = await self._store.chat(chat_id)
-        if chat is not None and chat.turn is not None and lapsed(chat.turn):
-            await self.look_after(chat.turn)
+        if chat is not None and chat.turn is not None and self._leases.lapsed(chat.turn):
+            await self._abandoned.look_after(chat.turn)
             chat = await self._store.chat(chat_id)
         return chat
 
     def watch(self, chat_id: str) -> Watcher:
         """Watch which turns of a chat begin: `with` it, until the block ends. It starts and stops nothing."""
-        feed = self._feeds.get(chat_id)
-        if feed is None:
-            feed = self._feeds[chat_id] = Feed(partial(self._feeds.pop, chat_id, None))
-        return feed.watch()
+        return self._watched.watch(chat_id)
 
-    def _tell_watchers(self, begun: Begun) -> None:
-        feed = self._feeds.get(begun.turn.chat_id)
-        if feed is not None:
-            feed.add(begun)
+    def _degraded(self, away: bool) -> None:
+        for runner in self._running.values():
+            runner.degraded(away)
+
+    def _give_up(self, tail: LiveTail) -> None:
+        runner = self._running.get(tail.record.chat_id)
+        if runner is not None and runner.tail is tail:
+            runner.give_up()
 
     async def stop(self, chat_id: str, reason: str = "stopped") -> TurnState | None:
         """Stop a chat's newest turn, running or suspended. Idempotent.
@@ -288,42 +284,48 @@ class Hub:
         return None if turn is None else await turn.stop(reason)
 
     async def decide(self, chat_id: str, approval_id: str, verdict: Verdict) -> Verdict | None:
-        """Decide an approval that the chat's running turn waits for, unless it has ended.
+        """Decide an approval that the chat's running turn waits for, wherever it runs, unless it has ended.
 
         Returns:
             How it ended: `verdict`, or what was there first. None if there is no such approval.
+
+        Raises:
+            StoreUnavailableError: if whoever runs the turn can't be asked, or does not answer.
         """
         turn = await self.newest_turn(chat_id)
-        return None if turn is None else turn.decide(approval_id, verdict)
+        if turn is None:
+            return None
+        if turn.runs_elsewhere:
+            return await self._peers.decide(turn.record, approval_id, verdict)
+        return turn.decide(approval_id, verdict)
 
-    async def _stop_elsewhere(self, turn_id: str, reason: str) -> TurnState:
-        """End a turn that is suspended, or that another process runs: by adopting it."""
-        record = await self._store.turn(turn_id)
-        if record is None:
-            raise TurnNotFoundError("there is no such turn")
-        with trio.move_on_after(self._limits.turn.stop_grace_s):
-            # Adopting is a compare-and-set on a record that its owner may be changing: it takes a few tries.
-            while not record.state.ended:
-                await self._end_abandoned(record, reason)
-                record = await self._store.turn(turn_id) or record
-        return record.state
-
-    def _replica(self, record: TurnRecord) -> TurnHandle:
+    async def _replica(self, record: TurnRecord) -> TurnHandle:
+        """Follow a turn that another process runs. What the store has of it now is there when this returns."""
         handle = self._recent.get(record)
         if handle is None:
             replica = Replica(self._store, record, self._fan_out)
             handle = self._recent.keep(
-                TurnHandle(replica.tail, stop=partial(self._stop_elsewhere, record.turn_id))
+                TurnHandle(
+                    replica.tail,
+                    stop=partial(self._abandoned.stop, record.turn_id),
+                    loaded=replica.loaded,
+                )
             )
             self._turn_nursery.start_soon(
-                replica.run, self.look_after, self._limits.hub.replica_poll_s, name=f"replica of {handle.id}"
+                replica.run, self._abandoned.look_after, self._limits.hub, name=f"replica of {handle.id}"
             )
+        await handle.wait_loaded()
         return handle
 
     @property
     def closing(self) -> bool:
         """Whether no new turn is taken."""
         return self.draining.is_set()
+
+    @property
+    def journal_away(self) -> bool:
+        """Whether the journal's store can't be reached, as far as is known."""
+        return self._outage.away
 
     def statistics(self) -> HubStatistics:
         """Count what is going on."""
@@ -390,7 +392,8 @@ async def open_hub(
             hub = Hub(store, turn_nursery, limits, metrics, error_text, recover)
             flusher_nursery.start_soon(hub._flusher.run)
             flusher_nursery.start_soon(hub._fan_out.run)
-            flusher_nursery.start_soon(keep_leases, store, hub._running, hub.look_after, limits.hub)
+            flusher_nursery.start_soon(hub._leases.keep, hub._abandoned.look_after)
+            flusher_nursery.start_soon(hub._peers.run)
             yield hub
             hub.draining.begin()
             turn_nursery.cancel_scope.cancel("the hub is closing")

@@ -14,8 +14,9 @@ from collections.abc import Awaitable, Callable, Mapping
 import trio
 
 from penstock.errors import StoreUnavailableError
-from penstock.journal.store import Store, TurnRecord
+from penstock.journal.store import Store, TurnRecord, TurnState
 from penstock.limits import HubLimits
+from penstock.turns.outage import Outage
 from penstock.turns.runner import Runner
 
 logger = logging.getLogger("penstock.journal")
@@ -24,23 +25,59 @@ SWEPT_AT_ONCE = 100
 """Lapsed turns that one pass takes on."""
 
 
-async def keep_leases(
-    store: Store,
-    running: Mapping[str, Runner],
-    look_after: Callable[[TurnRecord], Awaitable[None]],
-    limits: HubLimits,
-) -> None:
-    """Renew this process's leases and sweep the others' lapsed ones, until cancelled."""
-    while True:
-        try:
-            runners = list(running.values())
-            if runners:
-                kept = await store.renew([runner.record for runner in runners], time.time() + limits.lease_s)
-                for runner in runners:
-                    if runner.record.turn_id not in kept and not runner.sealed:
-                        runner.fence()
-            for record in await store.lapsed(time.time(), SWEPT_AT_ONCE):
-                await look_after(record)
-        except StoreUnavailableError as exc:
-            logger.warning("leases could not be renewed: %s", exc)
-        await trio.sleep(limits.lease_s / 3)
+class Leases:
+    """The leases of this process, and what it makes of the others'."""
+
+    def __init__(
+        self, store: Store, running: Mapping[str, Runner], outage: Outage, limits: HubLimits
+    ) -> None:
+        self._store = store
+        self._running = running
+        self._outage = outage
+        self._limits = limits
+        self._sleeping = trio.lowlevel.ParkingLot()
+        self._hurried = False
+
+    def until(self) -> float:
+        """Return when a lease ends that is given now."""
+        return time.time() + self._limits.lease_s
+
+    def lapsed(self, record: TurnRecord) -> bool:
+        """Say whether a turn's owner may be given up."""
+        return (
+            record.state is TurnState.running
+            and record.lease_until is not None
+            and record.lease_until < time.time()
+            and self._outage.leases_count
+        )
+
+    def hasten(self) -> None:
+        """Find out at once which turns are this process's own no more: the store has refused to take something."""
+        self._hurried = True
+        self._sleeping.unpark_all()
+
+    async def keep(self, look_after: Callable[[TurnRecord], Awaitable[None]]) -> None:
+        """Renew this process's leases and sweep the others' lapsed ones, until cancelled."""
+        while True:
+            pause_s = self._limits.lease_s / 3
+            began = trio.current_time()
+            try:
+                self._hurried = False
+                runners = list(self._running.values())
+                if runners:
+                    kept = await self._store.renew([runner.record for runner in runners], self.until())
+                    for runner in runners:
+                        if runner.record.turn_id not in kept and not runner.sealed:
+                            runner.fence()
+                lapsed = await self._store.lapsed(time.time(), SWEPT_AT_ONCE)
+                self._outage.worked(trio.current_time() - began)
+                for record in lapsed:
+                    await look_after(record)
+            except StoreUnavailableError as exc:
+                self._outage.failed(exc)
+                pause_s = min(pause_s, self._limits.flush_retry_s)
+            with trio.move_on_after(pause_s):
+                if not self._hurried:
+                    await self._sleeping.park()
+            # A store that refuses again and again must not make this task the only one.
+            await trio.lowlevel.checkpoint()

@@ -25,7 +25,7 @@ from penstock.errors import StoreUnavailableError
 from penstock.journal.notes import NOTES
 from penstock.journal.store import Store, TurnRecord
 from penstock.limits import HubLimits
-from penstock.turns.approvals import Decision, Verdict
+from penstock.turns.approvals import Verdict
 from penstock.turns.runner import Runner
 
 logger = logging.getLogger("penstock.journal")
@@ -101,6 +101,9 @@ class Peers:
         self._limits = limits
         self._unsaid: deque[Note] = deque(maxlen=NOTES)
         self._something = trio.lowlevel.ParkingLot()
+        self._unseen: deque[Began | None] = deque(maxlen=NOTES)
+        """What began elsewhere; None where some of it was missed."""
+        self._something_unseen = trio.lowlevel.ParkingLot()
         self._questions: dict[str, tuple[trio.Event, list[Verdict | None]]] = {}
 
     def began(self, record: TurnRecord) -> None:
@@ -140,6 +143,7 @@ class Peers:
         with self._store.notes() as notes:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._speak)
+                nursery.start_soon(self._look)
                 while True:
                     try:
                         said = await notes.wait()
@@ -147,17 +151,31 @@ class Peers:
                         logger.warning("other nodes can't be heard: %s", exc)
                         await trio.sleep(self._limits.flush_retry_s)
                         continue
-                    try:
-                        if said.missed:
-                            await self._missed()
-                        for note in said.notes:
-                            await self._hear(note, nursery)
-                    except StoreUnavailableError as exc:
-                        logger.warning("what other nodes said could not be looked at: %s", exc)
+                    if said.missed:
+                        self._unseen.append(None)
+                    for note in said.notes:
+                        self._hear(note, nursery)
+                    self._something_unseen.unpark_all()
+
+    async def _look(self) -> None:
+        """Look at what began elsewhere. A store that is slow must not keep us from hearing what else is said."""
+        while True:
+            while not self._unseen:
+                await self._something_unseen.park()
+            note = self._unseen.popleft()
+            try:
+                if note is None:
+                    await self._missed()
+                else:
+                    await self._began(note.chat, note.turn)
+            except StoreUnavailableError as exc:
+                logger.warning("what other nodes said could not be looked at: %s", exc)
+                self._unseen.append(None)
+                await trio.sleep(self._limits.flush_retry_s)
 
     async def _speak(self) -> None:
         while True:
-            if not self._unsaid:
+            while not self._unsaid:
                 await self._something.park()
             notes = [_write(note) for note in self._unsaid]
             self._unsaid.clear()
@@ -168,7 +186,7 @@ class Peers:
                 await trio.sleep(self._limits.flush_retry_s)
             await trio.lowlevel.checkpoint()
 
-    async def _hear(self, data: bytes, nursery: trio.Nursery) -> None:
+    def _hear(self, data: bytes, nursery: trio.Nursery) -> None:
         try:
             note = _read(data)
         except msgspec.DecodeError:
@@ -181,7 +199,7 @@ class Peers:
         if note.node == self._node:
             return
         if isinstance(note, Began):
-            await self._began(note.chat, note.turn)
+            self._unseen.append(note)
             return
         runner = self._running.get(note.chat)
         if runner is None or runner.record.turn_id != note.turn:
@@ -198,6 +216,3 @@ async def _stop(runner: Runner, reason: str) -> None:
         await runner.stop(reason)
     except StoreUnavailableError as exc:
         logger.error("turn %s could not be stopped: %s", runner.record.turn_id, exc)
-
-
-__all__ = ["Began", "Decided", "Decision", "Note", "Peers", "PleaseDecide", "PleaseStop"]

@@ -21,7 +21,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 import msgspec
@@ -31,7 +32,6 @@ from penstock.errors import (
     AnswerError,
     StoreUnavailableError,
     TurnSealedError,
-    UpstreamError,
 )
 from penstock.journal.fan_out import FanOut
 from penstock.journal.live import LiveTail
@@ -39,20 +39,19 @@ from penstock.journal.store import Store, TurnRecord, TurnState
 from penstock.limits import TurnLimits
 from penstock.metrics import Metrics
 from penstock.turns.approvals import Approvals
+from penstock.turns.error_text import ErrorText, public_text
 from penstock.turns.flusher import Flusher
+from penstock.turns.replica import take_end
 from penstock.turns.turn import Producer, Turn
 from penstock.wire.assembly import Assembly
-from penstock.wire.chunks import Abort, AnyChunk, Error, Finish, Start
+from penstock.wire.chunks import Abort, AnyChunk, Data, Error, Finish, Start
 from penstock.wire.codec import decode_stored, encode, encode_deltas
 from penstock.wire.grammar import Grammar
 from penstock.wire.messages import UIMessage
 
 logger = logging.getLogger("penstock.turns")
 
-ErrorText = Callable[[Exception], str | None]
-"""An app's own wording of a failure: the text for the user, or None for the usual one."""
-
-FAILED = "The answer failed. Please try again."
+NOT_STORED = "The answer could not be stored."
 LOST = "The server stopped before the answer was complete."
 INTERRUPTED = "The tool call was interrupted."
 
@@ -93,12 +92,14 @@ class Runner:
         self.tail = LiveTail(record, options.fan_out)
         self._store, self._flusher, _, self._limits, self._metrics, self._error_text = options
         self._orphan_grace_s = orphan_grace_s
+        self._retry_s = options.flusher.retry_s
         self.approvals = Approvals()
         self._grammar = Grammar()
         self._assembly = Assembly(record.turn_id)
         self._producer_scope = trio.CancelScope()
         self._stop_reason: str | None = None
         self._aborted: str | None = None
+        self._given_up = False
         self._entries_at_pause = self._bytes_at_pause = 0
         """What the tail had when the producer last let others run."""
         self._seal_lock = trio.Lock()
@@ -218,7 +219,7 @@ class Runner:
     def behind(self) -> bool:
         """Whether the store is so far behind that a producer is to wait."""
         tail, limits = self.tail, self._limits
-        return (
+        return not self._flusher.outage.away and (
             len(tail.entries) - tail.stored > limits.store_lag_entries
             or tail.bytes - tail.stored_bytes > limits.store_lag_bytes
         )
@@ -251,10 +252,12 @@ class Runner:
         try:
             if producer is not None:
                 await self._produce(producer, turn)
+            await self._seal_patiently()
         finally:
             try:
-                with trio.move_on_after(self._limits.seal_s, shield=True):
-                    await self._seal(self._produced or _End(TurnState.lost, LOST))
+                if not self.tail.ended:
+                    with trio.move_on_after(self._limits.seal_s, shield=True):
+                        await self._seal(self._produced or _End(TurnState.lost, LOST))
             finally:
                 if not self.tail.ended:
                     self.tail.break_off("the end of the turn could not be stored")
@@ -278,6 +281,8 @@ class Runner:
         with trio.move_on_after(self._limits.seal_s, shield=True):
             self._metrics.count("turns_forced")
             await self._seal(_End(TurnState.stopped, self._stop_reason))
+        if not self.tail.ended:
+            raise StoreUnavailableError("the end of the turn could not be stored")
         return await self.tail.wait_ended()
 
     def reopen(self) -> None:
@@ -301,6 +306,21 @@ class Runner:
         """Give the turn up: another process has adopted it."""
         self._producer_scope.cancel("another process took the turn over")
 
+    def give_up(self) -> None:
+        """End the turn as failed: it could not be stored for too long. Only the first call counts."""
+        if not self._given_up and self._produced is None:
+            self._given_up = True
+            self._metrics.count("turns_given_up")
+            self._producer_scope.cancel("the journal is away")
+
+    def degraded(self, away: bool) -> None:
+        """Tell followers that the turn goes on from memory, or that it is stored again."""
+        if self._end is None and self.open:
+            with suppress(AnswerError):  # It is too long by this very chunk, and the next says so.
+                self.write_nowait(
+                    Data(type="data-degraded", data={"journal": "away" if away else "back"}, transient=True)
+                )
+
     async def _produce(self, producer: Producer, turn: Turn) -> None:
         """Run the producer and note how it ended. A cancellation from outside passes through."""
         try:
@@ -312,7 +332,9 @@ class Runner:
                     self._produced = _End(TurnState.suspended, turn.finish_reason or "tool-calls")
                 else:
                     self._produced = _End(TurnState.finished, turn.finish_reason or "stop")
-            if self._produced is None:
+            if self._produced is None and self._given_up:
+                self._produced = _End(TurnState.failed, NOT_STORED)
+            elif self._produced is None:
                 self._produced = _End(TurnState.stopped, self._stop_reason or "nobody is following")
         except* NotRecoveredError:
             self._produced = _End(TurnState.lost, LOST)
@@ -323,21 +345,14 @@ class Runner:
             logger.error(
                 "turn %s of chat %s failed", self.record.turn_id, self.record.chat_id, exc_info=group
             )
-            self._produced = _End(TurnState.failed, self._public_text(group))
+            self._produced = _End(TurnState.failed, public_text(group, self._error_text))
 
-    def _public_text(self, group: BaseExceptionGroup[Exception]) -> str:
-        for leaf in _leaves(group):
-            text = None
-            if self._error_text is not None:
-                try:
-                    text = self._error_text(leaf)
-                except Exception:
-                    logger.exception("the app's error_text failed")
-            if text is None and isinstance(leaf, AnswerError | UpstreamError):
-                text = leaf.error_text
-            if text is not None:
-                return text
-        return FAILED
+    async def _seal_patiently(self) -> None:
+        """Seal the turn, when the store is there again if it isn't now. Followers wait; the producer is done."""
+        while not self.tail.ended:
+            await self._seal(self._produced or _End(TurnState.lost, LOST))
+            if not self.tail.ended:
+                await trio.sleep(self._retry_s)
 
     async def _seal(self, end: _End) -> None:
         """Store the end, then show it. The first decision holds; whoever comes later finds it done or repeats it."""
@@ -353,9 +368,11 @@ class Runner:
                 if await self._flusher.seal(self.tail, last, self._end.state, self.message(), at=at):
                     self.tail.seal(self._end.state, self._last, at)
                 else:
-                    await self._take_over()
+                    await take_end(self._store, self.tail)
             except StoreUnavailableError as exc:
-                logger.error("the end of turn %s could not be stored: %s", self.record.turn_id, exc)
+                level = logging.DEBUG if self._flusher.outage.away else logging.ERROR
+                logger.log(level, "the end of turn %s could not be stored: %s", self.record.turn_id, exc)
+                self._flusher.outage.failed(exc)
 
     def _last_chunks(self, end: _End) -> list[AnyChunk]:
         """Close what is open and say how it ended, through the grammar like all else."""
@@ -374,24 +391,6 @@ class Runner:
             self._assembly.apply(chunk)
         return chunks
 
-    async def _take_over(self) -> None:
-        """Someone else ended this turn: show their end instead of ours."""
-        record = await self._store.turn(self.record.turn_id)
-        if record is None or record.state is TurnState.running:
-            # Somebody adopted the turn and runs it. What followers saw here may be more than the journal has.
-            raise StoreUnavailableError("the turn has another owner now")
-        offset = len(self.tail.entries)
-        rest = await self._store.read(self.record.turn_id, offset, max(record.entries - offset, 0))
-        self.tail.seal(record.state, [(decode_stored(json), json) for json in rest], record.ended_at)
-
     def _restart_orphan_clock(self) -> None:
         grace_s = self._orphan_grace_s if self.tail.followers == 0 else math.inf
         self._producer_scope.deadline = trio.current_time() + grace_s
-
-
-def _leaves(group: BaseExceptionGroup[Exception]) -> Iterator[Exception]:
-    for child in group.exceptions:
-        if isinstance(child, BaseExceptionGroup):
-            yield from _leaves(child)
-        else:
-            yield child

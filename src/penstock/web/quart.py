@@ -17,11 +17,13 @@ from werkzeug.exceptions import HTTPException
 
 from penstock.asgi import Scope
 from penstock.errors import RemoteProtocolError, StoreUnavailableError
+from penstock.interop import check_interop
 from penstock.journal.store import Retention, check_journal
 from penstock.limits import Limits
 from penstock.metrics import Metrics, NopMetrics
-from penstock.turns.hub import Hub, Recover
-from penstock.turns.runner import ErrorText
+from penstock.turns.abandoned import Recover
+from penstock.turns.error_text import ErrorText
+from penstock.turns.hub import Hub
 from penstock.turns.turn import Producer
 from penstock.web.actions import approve, stop
 from penstock.web.answers import OnConflict
@@ -54,6 +56,10 @@ class Penstock:
         retention: what the journal keeps of what is over; None for the store's own measure.
         origins: other sites whose pages may open a WebSocket here, as `https://chat.example`; `*` for all.
         abort_stops: whether a WebSocket client's `abort` stops the turn, rather than only letting go of it.
+        nats_mirror: the URL of a NATS on whose subjects what turns on this node write is published, too.
+        nats_watch: the URL of a NATS on whose subjects other services say what those who watch a chat are sent; for both
+            see `penstock.interop`.
+        degraded: whether to start without the journal, if that is away, and to answer with 503 until it is there.
         limits: the numbers that differ from the defaults.
         metrics: where to count.
         probes: whether to add `/health/live` and `/health/ready`.
@@ -75,6 +81,9 @@ class Penstock:
         retention: Retention | None = None,
         origins: Sequence[str] = (),
         abort_stops: bool = False,
+        nats_mirror: str | None = None,
+        nats_watch: str | None = None,
+        degraded: bool = False,
         limits: Limits = Limits(),
         metrics: Metrics = NopMetrics(),
         probes: bool = True,
@@ -84,6 +93,7 @@ class Penstock:
         if isinstance(origins, str):
             raise ValueError("origins is a list of origins, not one")
         check_journal(journal)
+        check_interop(nats_mirror, nats_watch)
         self._streams = Streams(
             app.asgi_app,
             answer,
@@ -98,6 +108,9 @@ class Penstock:
             retention=retention,
             origins=origins,
             abort_stops=abort_stops,
+            nats_mirror=nats_mirror,
+            nats_watch=nats_watch,
+            degraded=degraded,
             limits=limits,
             metrics=metrics,
         )
@@ -175,6 +188,8 @@ class Penstock:
     async def _ready(self) -> Response:
         if self.hub is None or self.hub.closing:
             return _text(503, "The server is starting or shutting down.")
+        if self.hub.journal_away:
+            return _text(503, "The journal is not available.")
         return _text(200, "ready")
 
 

@@ -24,6 +24,7 @@ from penstock.errors import ConnectionClosedError, RemoteProtocolError, StoreUna
 from penstock.journal.entry import Entry
 from penstock.limits import Limits
 from penstock.metrics import Metrics
+from penstock.turns.foreign import ForeignEvent
 from penstock.turns.handle import TurnHandle
 from penstock.turns.hub import Hub
 from penstock.turns.turn import TurnRequest
@@ -109,6 +110,10 @@ class _Events(Filter):
         """Frame an event."""
         position = {"position": id} if id else {}
         return frame("event", self._request_id, event=event, data=value, **position) + b"\n"
+
+    def foreign(self, event: ForeignEvent) -> bytes:
+        """Frame what another service said."""
+        return super().foreign(event._replace(text=None))
 
     def chunk(self, entry: Entry) -> bytes:
         """Frame an entry."""

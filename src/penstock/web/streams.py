@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack
 from functools import partial
 from typing import TypeAlias
 
@@ -27,12 +26,14 @@ from penstock.errors import (
 from penstock.journal.store import Retention
 from penstock.limits import Limits
 from penstock.metrics import Metrics
+from penstock.turns.abandoned import Recover
+from penstock.turns.error_text import ErrorText
 from penstock.turns.handle import TurnHandle
-from penstock.turns.hub import Hub, Recover, open_hub
-from penstock.turns.runner import ErrorText
+from penstock.turns.hub import Hub, open_hub
 from penstock.turns.turn import Producer, TurnRequest
 from penstock.web.answers import Answers, OnConflict
 from penstock.web.auth import NO_CHAT, Authorize, authorized
+from penstock.web.hub_life import HubLife
 from penstock.web.request import (
     HttpError,
     all_headers,
@@ -86,6 +87,9 @@ class Streams:
         retention: Retention | None,
         origins: Sequence[str],
         abort_stops: bool,
+        nats_mirror: str | None,
+        nats_watch: str | None,
+        degraded: bool,
         limits: Limits,
         metrics: Metrics,
     ) -> None:
@@ -94,12 +98,8 @@ class Streams:
             answer, on_conflict=on_conflict, orphan_grace_s=orphan_grace_s, limits=limits.hub
         )
         self._prefix = prefix
-        self._journal = journal
         self._sdk_version: SdkVersion = sdk_version
-        self._error_text = error_text
-        self._recover = recover
         self._authorize = authorize
-        self._retention = retention
         self._abort_stops = abort_stops
         self._limits = limits
         self._metrics = metrics
@@ -113,7 +113,27 @@ class Streams:
             limits=limits,
             metrics=metrics,
         )
-        self.hub: Hub | None = None
+        self._life = HubLife(
+            partial(
+                open_hub,
+                journal=journal,
+                limits=limits,
+                metrics=metrics,
+                error_text=error_text,
+                recover=recover,
+                retention=retention,
+            ),
+            nats_mirror=nats_mirror,
+            nats_watch=nats_watch,
+            degraded=degraded,
+            limits=limits,
+            metrics=metrics,
+        )
+
+    @property
+    def hub(self) -> Hub | None:
+        """The hub, while there is one."""
+        return self._life.hub
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI scope."""
@@ -124,7 +144,7 @@ class Streams:
                 return
             raise RuntimeError(NOT_ON_TRIO)
         if scope["type"] == "lifespan":
-            await self._live(scope, receive, send)
+            await self._life.run(self._behind, self._keepalive, scope, receive, send)
         elif scope["type"] == "websocket" and scope["path"] == f"{self._prefix}/ws":
             await self._socket(scope, receive, send)
         elif scope["type"] != "http":
@@ -145,36 +165,6 @@ class Streams:
         route = {"stream": self._resume, "watch": self._watch}.get(verb)
         return None if route is None else (route, chat_id)
 
-    async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Hold the hub open round the lifespan of the app behind us."""
-        server = scope.get("extensions", {}).get("penstock.server")
-        async with AsyncExitStack() as stack:
-            try:
-                hub = await stack.enter_async_context(
-                    open_hub(
-                        journal=self._journal,
-                        limits=self._limits,
-                        metrics=self._metrics,
-                        error_text=self._error_text,
-                        recover=self._recover,
-                        retention=self._retention,
-                    )
-                )
-            except (ValueError, StoreUnavailableError) as exc:
-                await receive()
-                await send({"type": "lifespan.startup.failed", "message": str(exc)})
-                return
-            self.hub = hub
-            try:
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._keepalive.run)
-                    if server is not None:
-                        nursery.start_soon(_drain_with, hub, server["draining"], server["drain_s"])
-                    await self._behind(scope, receive, send)
-                    nursery.cancel_scope.cancel("the app has shut down")
-            finally:
-                self.hub = None
-
     async def _answer_in_sentences(self, route: Route, scope: Scope, receive: Receive, send: Send) -> None:
         """Run a route; what it refuses before its stream began is answered with a status and a sentence."""
         try:
@@ -191,7 +181,7 @@ class Streams:
         """Return the hub.
 
         Raises:
-            HttpError: 503, while the app is not being served.
+            HttpError: 503, while the app is not being served, or has no journal.
         """
         if self.hub is None:
             raise HttpError(503, "The server is starting or shutting down.", (b"retry-after", b"1"))
@@ -355,12 +345,6 @@ class Streams:
             except StoreUnavailableError as exc:
                 # Cut already, by leaving the block with an error: it is not known how the turn goes on.
                 logger.error("a stream of turn %s was cut: %s", turn.id, exc)
-
-
-async def _drain_with(hub: Hub, draining: trio.Event, drain_s: float) -> None:
-    """When the server begins to go away, let turns end; keep a quarter of the time to tell their followers."""
-    await draining.wait()
-    await hub.drain(drain_s * 0.75)
 
 
 def _event_stream_headers(scope: Scope) -> list[tuple[bytes, bytes]]:

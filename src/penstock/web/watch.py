@@ -7,6 +7,8 @@
 | `message` | a whole `UIMessage`: the user's when a turn begins, the assistant's when it ends | position, of the latter |
 | `gap` | `{"reason"}`: what follows is not the continuation of what was sent before | |
 | `notice` | `{"ignored": [names]}`: names in `types` that stand for nothing | |
+| any | what another service said in the chat, as it named it: see `penstock.interop` | |
+| `error` | `{"reason"}`: other services can't be heard | |
 | `closing` | `{"reason", "reconnect", "retryMs", "position"?}`: the last event | |
 
 A client that comes back with its last id is sent what follows it, if that turn is the chat's newest; otherwise the rest
@@ -21,16 +23,19 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
+import trio
+
 from penstock.asgi import Scope
 from penstock.closing import CloseReason
 from penstock.connections.connection import Connection
 from penstock.connections.pump import pump
-from penstock.errors import ConnectionClosedError, RemoteProtocolError
+from penstock.errors import ConnectionClosedError, RemoteProtocolError, StoreUnavailableError
 from penstock.journal.entry import Entry
 from penstock.journal.position import Position
 from penstock.journal.store import TurnState
 from penstock.limits import Limits
 from penstock.metrics import Metrics
+from penstock.turns.foreign import ForeignEvent, ForeignListener
 from penstock.turns.handle import TurnHandle
 from penstock.turns.hub import Hub
 from penstock.web.request import leaving
@@ -63,6 +68,7 @@ class Filter:
         known = {name for name in names if name in EVENTS or name in KINDS or name.startswith("data-")}
         self.ignored = sorted(name for name in names - known if _NAME.fullmatch(name))[:10]
         self._types = known if types is not None else None
+        self._names = names if types is not None else None
         self._lane = lane
         self._envelope = envelope
 
@@ -75,6 +81,15 @@ class Filter:
         if self._envelope:
             return sse_event(encode_json({"event": event, "data": value}), id=id)
         return sse_event(encode_json(value), event=event, id=id)
+
+    def foreign(self, event: ForeignEvent) -> bytes:
+        """Frame what another service said."""
+        name, value, text = event
+        if self._names is not None and not self._names & {name, "chunk"} and name not in ALWAYS:
+            return b""
+        if text is not None and not self._envelope:
+            return sse_event(text, event=name)
+        return self.event(name, value)
 
     def __call__(self, entries: Sequence[Entry]) -> bytes:
         """Frame the entries that are wanted."""
@@ -133,19 +148,47 @@ class _Watch:
 
     async def run(self, last_event_id: str | None) -> None:
         """Send what there is, then what comes."""
+        if self._hub.foreign is None:
+            await self._run(last_event_id)
+            return
+        failure: Exception | None = None
+        with self._hub.foreign.listen(self._chat_id) as listener:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._say_foreign, listener)
+                try:
+                    await self._run(last_event_id)
+                except (StoreUnavailableError, ConnectionClosedError) as exc:
+                    failure = exc
+                nursery.cancel_scope.cancel("the watch has ended")
+        if failure is not None:
+            raise failure
+
+    async def _say_foreign(self, listener: ForeignListener) -> None:
+        """Send what other services say, until the connection closes."""
+        try:
+            while True:
+                events = await listener.next_events()
+                if frames := b"".join([self._wanted.foreign(event) for event in events]):
+                    await self._connection.send_frame(frames)
+        except ConnectionClosedError:
+            pass  # which the watch itself learns, too
+
+    async def _run(self, last_event_id: str | None) -> None:
         with self._hub.watch(self._chat_id) as watcher:
             await self._begin(last_event_id)
             while True:
                 begun = await watcher.next_turn()
-                if begun is None:
+                if begun is None or (not begun.sure and begun.turn.id != self._shown[0]):
                     await self._say("gap", {"reason": "more turns began than could be followed"})
                     turn, after = await self._snapshot()
                     if turn is not None:
                         await self._follow(turn, after)
-                elif begun.turn.id != self._shown[0] or begun.turn.first_entry > self._shown[1]:
+                elif begun.turn.id != self._shown[0]:
                     if begun.message.role == "user":
                         await self._say("message", begun.message)
                     await self._follow(begun.turn, begun.turn.first_entry - 1)
+                elif begun.turn.state is TurnState.running or begun.turn.entries - 1 > self._shown[1]:
+                    await self._follow(begun.turn, self._shown[1])  # it goes on
                 # else it began while the snapshot was taken, and was in it
 
     def closing(self, reason: CloseReason, position: str | None = None) -> bytes:
@@ -157,7 +200,7 @@ class _Watch:
         return self._wanted.closing(data, retry_ms)
 
     async def _begin(self, last_event_id: str | None) -> None:
-        if self._wanted.ignored:
+        if self._wanted.ignored and self._hub.foreign is None:
             await self._say("notice", {"ignored": self._wanted.ignored})
         resumed = None if last_event_id is None else await _resumed(self._hub, self._chat_id, last_event_id)
         if resumed is not None:
