@@ -38,7 +38,7 @@ from harness.nodes import FOLLOWER_CORE, OWNER_CORE, Node, hub_node, running_nod
 from harness.search import Search
 from harness.servers import Kind, Server, ServerError, running
 
-MINUTES = 6.0
+MINUTES = 4.4
 """What is not done by then is left out."""
 APPENDS = ((1, 1), (200, 1), (200, 32))
 """Turns in a call, chunks for each."""

@@ -17,8 +17,7 @@ from hypothesis import strategies as st
 from penstock.errors import LocalProtocolError, TurnSealedError
 from penstock.journal.store import Batch, RunningTurnError, Store, TurnRecord, TurnState
 from penstock.testing import user_message
-from penstock.testing.store_calls import FOREVER, LEASE, answer
-from penstock.testing.store_suite import OpenStore
+from penstock.testing.store_calls import FOREVER, LEASE, OpenStore, answer
 from penstock.wire.messages import UIMessage
 
 CHATS = 3

@@ -31,8 +31,8 @@ from penstock.journal.nats_text import read_token, token
 from penstock.journal.store import Batch, Store
 from penstock.limits import HubLimits, NatsLimits, TurnLimits
 from penstock.testing import user_message
-from penstock.testing.store_calls import FOREVER, LEASE, answer, begin, end
-from penstock.testing.store_suite import OpenStore, StoreSuite
+from penstock.testing.store_calls import FOREVER, LEASE, OpenStore, answer, begin, end
+from penstock.testing.store_suite import StoreSuite
 from penstock.wire.chunks import TextDelta
 from penstock.wire.codec import decode_stored
 from store_histories import STEPS, Step, run_program

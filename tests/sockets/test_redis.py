@@ -29,8 +29,8 @@ from penstock.journal.redis import RedisStore
 from penstock.journal.store import Batch, Retention, RunningTurnError, Store
 from penstock.limits import HubLimits, RedisLimits, TurnLimits
 from penstock.testing import user_message
-from penstock.testing.store_calls import FOREVER, LEASE, begin, end
-from penstock.testing.store_suite import OpenStore, StoreSuite
+from penstock.testing.store_calls import FOREVER, LEASE, OpenStore, begin, end
+from penstock.testing.store_suite import StoreSuite
 from penstock.wire.chunks import TextDelta
 from penstock.wire.codec import decode_stored
 from redis_server import RedisServer, free_port, running_redis

@@ -18,7 +18,8 @@ from penstock.errors import UpstreamError, UpstreamTooLongError, UpstreamTruncat
 from penstock.journal.store import Batch, open_store
 from penstock.limits import RelayLimits
 from penstock.relay.recovery import recover_rest
-from penstock.relay.responses import ResponsesProtocol, ResponsesTranslator
+from penstock.relay.responses import ResponsesTranslator
+from penstock.relay.responses_protocol import ResponsesProtocol
 from penstock.testing import user_message
 from penstock.wire.chunks import AnyChunk, FinishStep, Start, ToolInputAvailable, ToolOutputAvailable
 from penstock.wire.codec import encode

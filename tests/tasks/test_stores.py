@@ -17,7 +17,8 @@ from penstock.journal import store as journal
 from penstock.journal.sqlite import SqliteStore
 from penstock.journal.store import Store, check_journal
 from penstock.limits import Limits, SqliteLimits
-from penstock.testing.store_suite import OpenStore, StoreSuite
+from penstock.testing.store_calls import OpenStore
+from penstock.testing.store_suite import StoreSuite
 from store_histories import STEPS, Step, run_program
 
 EAGER = Limits(sqlite=SqliteLimits(log_rows=3, trim_s=0.002, trim_entries=3))

@@ -8,8 +8,8 @@ import httpx2
 import msgspec
 import pytest
 
-from penstock.relay.responses import ResponsesProtocol
 from penstock.relay.responses_messages import responses_input
+from penstock.relay.responses_protocol import ResponsesProtocol
 from penstock.relay.tool_schema import ToolSchema
 from penstock.turns.turn import Turn
 from penstock.wire.messages import Role, UIMessage

@@ -33,5 +33,6 @@ class BenchLimits(msgspec.Struct, frozen=True, kw_only=True):
     busy: float = 0.9
     """The share of a core from which on a load process is taken for the bottleneck."""
 
+
 BENCH = BenchLimits()
 """The defaults of `penstock bench`."""

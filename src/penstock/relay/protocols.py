@@ -20,7 +20,7 @@ class _Home(NamedTuple):
 _MODEL = frozenset(("model", "extra_body"))
 _HOMES = {
     "openai": _Home("penstock.relay.openai", "OpenAIProtocol", _MODEL),
-    "responses": _Home("penstock.relay.responses", "ResponsesProtocol", _MODEL),
+    "responses": _Home("penstock.relay.responses_protocol", "ResponsesProtocol", _MODEL),
     "anthropic": _Home("penstock.relay.anthropic", "AnthropicProtocol", _MODEL),
     "ui-stream": _Home("penstock.relay.ui_stream", "UiStreamProtocol", frozenset(("forward_headers",))),
     "chat": _Home("penstock.relay.chat", "ChatProtocol", frozenset(("extra_body",))),

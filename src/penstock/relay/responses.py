@@ -1,4 +1,4 @@
-"""Asks an OpenAI-compatible `/responses`, and translates its answer into chunks. Sans-I/O.
+"""Translates the answer of an OpenAI-compatible `/responses` into chunks. Sans-I/O.
 
 An answer is a list of items, each a message, reasoning or a call. They come in pieces, then each item once more as a
 whole, then the whole answer; what was not written yet is taken from wherever it is said first, so that servers which
@@ -15,22 +15,16 @@ leave out the pieces, or the repetition, work too.
 | failure | `error`, `response.failed`, also in an answer that came whole |
 | the end | `response.completed` or `response.incomplete`; without them the answer was cut |
 
-Recovery. The answer is stored (`"store": true`), so that it can be asked for by its id: `ResponsesRecoverer`. OpenAI
-stops generating when the connection that it streams to is closed, unless the request says `"background": true`; then it
-goes on, and is paid for, also after a stop. That is for the app to choose, in `extra_body`.
-
-Source: the API reference of OpenAI, "Responses" and "Responses: streaming events"; its guides "Background mode" and
-"Reasoning models".
+Source: the API reference of OpenAI, "Responses" and "Responses: streaming events"; and its guide "Reasoning models".
 """
 
 from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Final
 
-import httpx2
 from msgspec import UNSET, UnsetType
 
 from penstock.errors import (
@@ -41,77 +35,20 @@ from penstock.errors import (
 )
 from penstock.limits import WIRE, WireLimits
 from penstock.relay.part_writer import BLOCKS, OPAQUE_CHARACTERS, PartWriter, usage_metadata
-from penstock.relay.recovery import Missing, Recovered, RecoveryRequest
-from penstock.relay.responses_messages import responses_input, responses_tools
-from penstock.relay.rest import Written, rest_of
 from penstock.relay.sentences import reported_failure
-from penstock.relay.tool_schema import ToolSchema, add_tools
-from penstock.turns.turn import Turn
 from penstock.wire.chunks import AnyChunk, FinishReason, ProviderMetadata, ReasoningStart, TextStart
-from penstock.wire.codec import decode_json, encode_json
-from penstock.wire.messages import UIMessage
+from penstock.wire.codec import decode_json
 from penstock.wire.sse_parser import ServerSentEvent
 
 NAME: Final = "responses"
 
 _DONE = "[DONE]"
-_ID = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9_.:-]{1,256}")
+RESPONSE_ID = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9_.:-]{1,256}")
 """An id that may stand in a URL's path."""
 
 _INCOMPLETE: dict[str, FinishReason] = {"max_output_tokens": "length", "content_filter": "content-filter"}
 _PROSE = ("text", "summary", "reasoning")
 _PHASES = ("commentary", "final_answer")
-
-
-class ResponsesProtocol:
-    """How to ask a `/responses` endpoint."""
-
-    name = NAME
-
-    def __init__(
-        self, model: str, extra_body: Mapping[str, Any] | None = None, *, limits: WireLimits = WIRE
-    ) -> None:
-        self._model = model
-        self._extra_body = dict(extra_body or {})
-        self._limits = limits
-
-    def __repr__(self) -> str:
-        return f"<ResponsesProtocol {self._model}>"
-
-    def url(self, base_url: httpx2.URL) -> httpx2.URL:
-        """Return the URL of `/responses` for an API's base, or for itself; of a host alone, `/v1/responses`."""
-        path = base_url.path.rstrip("/")
-        if not path.endswith("/responses"):
-            path = (path or "/v1") + "/responses"
-        return base_url.copy_with(path=path)
-
-    def headers(self, turn: Turn, api_key: str) -> Mapping[str, str]:
-        """Return the key as a bearer token."""
-        return _authorization(api_key)
-
-    def body(self, turn: Turn) -> bytes:
-        """Return the request about the turn's conversation."""
-        return self.model_body(turn.messages)
-
-    def model_body(self, messages: Sequence[UIMessage], tools: Sequence[ToolSchema] = ()) -> bytes:
-        """Return the request: the whole conversation, and the answer stored, so that it can be recovered."""
-        body = {
-            "store": True,
-            **self._extra_body,
-            "model": self._model,
-            "input": responses_input(messages),
-            "stream": True,
-        }
-        return encode_json(add_tools(body, responses_tools(tools)))
-
-    def translator(self, turn: Turn) -> ResponsesTranslator:
-        """Return a translator whose tool calls have other ids than those that the turn has already."""
-        taken = {part["toolCallId"] for part in turn.message.parts if "toolCallId" in part}
-        return ResponsesTranslator(limits=self._limits, taken=taken)
-
-    def recoverer(self, base_url: httpx2.URL, api_key: str) -> ResponsesRecoverer:
-        """Return who asks for the rest of an answer that broke off."""
-        return ResponsesRecoverer(self.url(base_url), _authorization(api_key), limits=self._limits)
 
 
 class ResponsesTranslator:
@@ -237,7 +174,7 @@ class ResponsesTranslator:
         metadata: dict[str, Any] = {}
         if isinstance(model := response.get("model"), str) and model:
             metadata["model"] = model[:256]
-        if isinstance(response_id := response.get("id"), str) and _ID.fullmatch(response_id):
+        if isinstance(response_id := response.get("id"), str) and RESPONSE_ID.fullmatch(response_id):
             metadata["upstream"] = {"protocol": NAME, "id": response_id}
         self._writer.begin(metadata)
 
@@ -355,41 +292,6 @@ class ResponsesTranslator:
                 name = filename if isinstance(filename, str) and filename else file_id
                 media_type = "application/pdf" if name.lower().endswith(".pdf") else "text/plain"
                 self._writer.source_document(file_id, name, media_type, name)
-
-
-class ResponsesRecoverer:
-    """Asks for a stored response by its id. `url` is the endpoint that the request was posted to."""
-
-    def __init__(self, url: httpx2.URL, headers: Mapping[str, str], *, limits: WireLimits = WIRE) -> None:
-        self._url = url
-        self._headers = headers
-        self._limits = limits
-
-    def request(self, turn: Turn) -> RecoveryRequest | None:
-        """Return the request for the response; None if its id isn't known, or the turn went on after it."""
-        match turn.message.metadata:
-            case {"upstream": {"protocol": "responses", "id": str(response_id)}} if _ID.fullmatch(
-                response_id
-            ):
-                if Written.of(turn).has_outcomes:
-                    return None  # of the next response only what it answers is known
-                url = self._url.copy_with(path=f"{self._url.path}/{response_id}")
-                return RecoveryRequest("GET", url, self._headers)
-        return None
-
-    def read(self, body: bytes, turn: Turn) -> Recovered:
-        """Read a response, in whatever state it is."""
-        text = body.decode("utf-8", "replace")
-        written = Written.of(turn)
-        translator = ResponsesTranslator(limits=self._limits, taken=written.earlier_calls)
-        chunks = list(translator.feed_answer(text))
-        if not translator.ended:
-            return Missing.NOT_YET
-        return rest_of(chunks, written)
-
-
-def _authorization(api_key: str) -> dict[str, str]:
-    return {"authorization": f"Bearer {api_key}"} if api_key else {}
 
 
 def _reasoning_metadata(item: dict[str, Any]) -> dict[str, dict[str, Any]]:

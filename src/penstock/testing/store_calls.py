@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeVar
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol, TypeVar
 
 import trio
 
@@ -13,6 +14,14 @@ from penstock.testing import user_message
 from penstock.wire.messages import UIMessage
 
 T = TypeVar("T")
+
+
+class OpenStore(Protocol):
+    """Opens the store under test."""
+
+    def __call__(self, *, retention: Retention) -> AbstractAsyncContextManager[Store]:
+        """Return a context manager of it."""
+
 
 FOREVER = Retention(turn_age_s=1e12, turns_per_chat=1_000_000, bytes=1 << 40, chat_age_s=1e12)
 """What a test wrote is there when it looks, whatever time it gave."""
@@ -64,3 +73,12 @@ async def until(condition: Callable[[], Awaitable[bool]]) -> None:
             if await condition():
                 return
             await trio.sleep(0.002)
+
+
+async def until_gone(store: Store, turn_id: str) -> None:
+    """Wait until retention has removed a turn."""
+
+    async def is_gone() -> bool:
+        return await store.turn(turn_id) is None
+
+    await until(is_gone)

@@ -1,6 +1,7 @@
 """The guarantees of `penstock.journal.store`, as tests that any store can be put to. Needs pytest and pytest-trio.
 
-    from penstock.testing.store_suite import OpenStore, StoreSuite
+    from penstock.testing.store_calls import OpenStore
+    from penstock.testing.store_suite import StoreSuite
 
     class TestMyStore(StoreSuite):
         @pytest.fixture
@@ -19,26 +20,18 @@ Nothing else of penstock imports this module.
 from __future__ import annotations
 
 import time
-from contextlib import AbstractAsyncContextManager
 from functools import partial
-from typing import Protocol, cast
+from typing import cast
 
 import msgspec
 import pytest
 import trio
 
 from penstock.errors import LocalProtocolError, TurnSealedError
-from penstock.journal.store import Batch, Retention, RunningTurnError, Store, TurnRecord, TurnState
+from penstock.journal.store import Batch, RunningTurnError, TurnRecord, TurnState
 from penstock.testing import user_message
-from penstock.testing.store_calls import FOREVER, LEASE, answer, begin, end, gather, until
+from penstock.testing.store_calls import FOREVER, LEASE, OpenStore, answer, begin, end, gather, until_gone
 from penstock.wire.messages import UIMessage
-
-
-class OpenStore(Protocol):
-    """Opens the store under test."""
-
-    def __call__(self, *, retention: Retention) -> AbstractAsyncContextManager[Store]:
-        """Return a context manager of it."""
 
 
 class StoreSuite:
@@ -297,14 +290,8 @@ class StoreSuite:
     async def test_lapsed_turns_are_found_longest_ago_first(self, open_store: OpenStore) -> None:
         async with open_store(retention=FOREVER) as store:
             turns = {}
-            for name, lease_until in (
-                ("a", 30.0),
-                ("b", 10.0),
-                ("c", 20.0),
-                ("d", 99.0),
-                ("e", 5.0),
-                ("f", 6.0),
-            ):
+            leases = {"a": 30.0, "b": 10.0, "c": 20.0, "d": 99.0, "e": 5.0, "f": 6.0}
+            for name, lease_until in leases.items():
                 turns[name] = await store.begin(name, name, "u", [], at=1.0, lease_until=lease_until)
             assert await end(store, turns["e"])
             assert await end(store, turns["f"], state=TurnState.suspended)
@@ -377,11 +364,7 @@ class StoreSuite:
 
             gone = {"age": 3, "turns": 3, "bytes": 2, "chat": 0}[rule]
 
-            async def is_trimmed() -> bool:
-                first = await store.turn(f"t{gone - 1}") if gone else await store.turn("waiting")
-                return first is None
-
-            await until(is_trimmed)
+            await until_gone(store, f"t{gone - 1}" if gone else "waiting")
             await trio.sleep(0.01)
             for i in range(5):
                 record, kept = await store.turn(f"t{i}"), await store.read(f"t{i}", 0, 999)
@@ -406,11 +389,7 @@ class StoreSuite:
             assert await end(store, old, at=2.0)
             other = await begin(store, "t2", "c2")
             assert await end(store, other)
-
-            async def is_trimmed() -> bool:
-                return await store.turn("t1") is None
-
-            await until(is_trimmed)
+            await until_gone(store, "t1")
             chat = await store.chat("c1")
             assert chat is not None
             assert chat.turn is None
