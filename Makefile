@@ -15,7 +15,7 @@ run: .venv/core
 	@exec $(BIN)/penstock serve $(ARGS)
 
 test: .venv/dev parts
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 # Of flake8-async: ASYNC124 is against async functions that don't await, which protocols and producers may have to be;
 # ASYNC91x would have every path be a checkpoint, as only Trio itself must. Tests poll servers that are processes (110).

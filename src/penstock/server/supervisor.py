@@ -37,7 +37,8 @@ import trio
 from penstock.limits import Limits
 from penstock.server.log import logger
 from penstock.server.tcp import open_listeners, url_of
-from penstock.server.worker import READY, Seat
+from penstock.server.worker import Seat
+from penstock.server.worker_process import WorkerProcess
 
 
 class SupervisionError(Exception):
@@ -48,78 +49,19 @@ class SupervisionError(Exception):
         self.status = status
 
 
-class _Process:
-    """One worker's process."""
-
-    def __init__(self, number: int, process: trio.Process, control: trio.SocketStream) -> None:
-        self.number = number
-        self.pid = process.pid
-        self.began = trio.current_time()
-        self.ended = trio.Event()
-        self.leaving = False
-        self._process = process
-        self._control = control
-
-    @property
-    def status(self) -> int:
-        """How it ended: see `trio.Process.returncode`."""
-        return self._process.returncode or 0
-
-    async def attend(self, news: Callable[[], None]) -> None:
-        """Wait for its end."""
-        await self._process.wait()
-        await trio.aclose_forcefully(self._control)
-        self.ended.set()
-        news()
-
-    async def wait_ready(self) -> bool:
-        """Wait until it accepts connections; False if it never will."""
-        said = b""
-        try:
-            while READY not in said:
-                data = await self._control.receive_some()
-                if not data:
-                    return False
-                said += data
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            return False
-        return True
-
-    def signal(self, number: signal.Signals) -> None:
-        """Send it a signal, if it is there."""
-        if not self.ended.is_set():
-            self._process.send_signal(number)
-
-    async def leave(self, drain_s: float) -> None:
-        """Have it drain, and kill it if it has not ended in `drain_s`."""
-        if not self.leaving:  # a second signal would not let it drain
-            self.leaving = True
-            self.signal(signal.SIGTERM)
-        with trio.move_on_after(drain_s):
-            await self.ended.wait()
-        await self.kill()
-
-    async def kill(self) -> None:
-        """End it, if that has not happened."""
-        if not self.ended.is_set():
-            logger.error("worker %d (pid %d) did not end in time: killed", self.number, self.pid)
-            self.signal(signal.SIGKILL)
-            await self.ended.wait()
-
-
 class _Seat:
     """One of the places of workers, and who has it."""
 
     def __init__(self, number: int, supervisor: Supervisor) -> None:
         self.number = number
         self._supervisor = supervisor
-        self._process: _Process | None = None
+        self._process: WorkerProcess | None = None
         self.taken = trio.Event()
         """Set when somebody is here for the first time."""
         self._news = trio.Event()
         self._reload: trio.Event | None = None
         self._reloaded = False
-        self._predecessor: _Process | None = None
+        self._predecessor: WorkerProcess | None = None
 
     @property
     def ready(self) -> bool:
@@ -139,7 +81,7 @@ class _Seat:
             await self._predecessor.ended.wait()
         return self._reloaded
 
-    async def run(self, process: _Process | None = None) -> None:
+    async def run(self, process: WorkerProcess | None = None) -> None:
         """See that somebody is here, until cancelled.
 
         Args:
@@ -203,7 +145,7 @@ class Supervisor:
         self._command = list(command)
         self._bindings = bindings
         self._nursery = nursery
-        self._processes: set[_Process] = set()
+        self._processes: set[WorkerProcess] = set()
         self._failed = 0
         """Starts in a row that came to nothing."""
         self._status = 0
@@ -249,7 +191,7 @@ class Supervisor:
         self.leaving = True
         self._keeping.cancel("a signal")
 
-    async def start(self, number: int, news: Callable[[], None]) -> _Process | None:
+    async def start(self, number: int, news: Callable[[], None]) -> WorkerProcess | None:
         """Start a worker, and wait until it accepts connections. None if it doesn't; it has ended then."""
         here, there = socket.socketpair()
         others = [listener for i, own in enumerate(self._bindings, 1) if i != number for listener in own]
@@ -261,7 +203,7 @@ class Supervisor:
         )
         control = trio.SocketStream(trio.socket.from_stdlib_socket(here))
         with there:
-            process = _Process(
+            process = WorkerProcess(
                 number,
                 await trio.lowlevel.open_process(
                     self._command,
@@ -289,7 +231,7 @@ class Supervisor:
         self._status = process.status
         return None
 
-    async def _attend(self, process: _Process, news: Callable[[], None]) -> None:
+    async def _attend(self, process: WorkerProcess, news: Callable[[], None]) -> None:
         await process.attend(news)
         self._processes.discard(process)
 
@@ -316,7 +258,7 @@ class Supervisor:
             for process in list(self._processes):
                 nursery.start_soon(process.leave, self.leave_s)
 
-    def dismiss(self, process: _Process) -> None:
+    def dismiss(self, process: WorkerProcess) -> None:
         """Have one worker leave."""
         self._nursery.start_soon(process.leave, self.leave_s)
 
