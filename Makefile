@@ -1,7 +1,7 @@
 # make run    serve the built-in demo on http://127.0.0.1:8000
 # make test   run every test, installing what they need
 # make lint   formatting, lint, types
-# make bench  measure beside the peers, 20 minutes; make bench-quick: some of it, 2 minutes; make bench-journal: journals, 6
+# make bench  measure beside the peers, 20 minutes; make bench-quick: some of it, 2 minutes; bench-journal, bench-more: the rest
 
 PYTHON ?= python3
 UV_VERSION := 0.13.8
@@ -9,7 +9,7 @@ BIN := .venv/bin
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
 ARGS ?=
 
-.PHONY: run test lint lock parts bench bench-quick bench-journal peers
+.PHONY: run test lint lock parts bench bench-quick bench-journal bench-more peers
 
 run: .venv/core
 	@exec $(BIN)/penstock serve $(ARGS)
@@ -34,6 +34,12 @@ parts:
 bench: .venv/peers peers
 	$(BIN)/python benchmarks/compare.py --output benchmarks/results/bench.json
 	$(BIN)/python benchmarks/crosscheck.py --rounds 2 --output benchmarks/results/crosscheck.json
+	$(BIN)/python benchmarks/report.py
+
+# The same for relays of a model, and for WebSocket beside SSE; 11 minutes.
+bench-more: .venv/peers peers
+	$(BIN)/python benchmarks/transports.py --output benchmarks/results/transports.json
+	$(BIN)/python benchmarks/relay.py --output benchmarks/results/relay.json
 	$(BIN)/python benchmarks/report.py
 
 bench-quick: .venv/peers peers

@@ -10,19 +10,13 @@ together: what the model and the load alone have is measured as well. Needs `req
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import signal
 import sys
-import tempfile
 from collections.abc import Callable
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
 from harness.load import Figures, LoadError, bench, errors_of, figures, wait_quiet
-from harness.machine import CORES, LOAD_CORE, describe, versions
+from harness.rounds import run_rounds
 from harness.servers import PEERS, Kind, Server
 from harness.session import Session
 
@@ -109,48 +103,13 @@ def relay(server: Server, turns: int) -> Figures:
     return found
 
 
-def main() -> int:
-    """Run, write the file, print the medians; return the exit status."""
-    parser = argparse.ArgumentParser(description="penstock as a relay, beside its peers")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--output", type=Path, help="where to put all runs, as JSON")
-    options = parser.parse_args()
-    if len(CORES) < 2:
-        print("Two cores are needed, one for the relay and one for the model and the load.", file=sys.stderr)
-        return 1
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    machine = describe()
-    os.sched_setaffinity(0, {LOAD_CORE})
-    started = datetime.now(UTC).isoformat(timespec="seconds")
-    with (
-        tempfile.TemporaryDirectory(prefix="penstock-relay-") as folder,
-        Session(KINDS, Path(folder), MINUTES) as session,
-    ):
-        for number in range(options.rounds):
-            for turns in TURNS:
-                for server in session.servers():
-                    take = partial(relay, server, turns)
-                    session.run("relay", server, take, turns=turns, rate=RATE, round=number)
-    data = {
-        "started_at": started,
-        "minutes": round(session.elapsed_s / 60, 1),
-        "machine": machine,
-        "versions": versions(),
-        "servers": [
-            {"name": kind.name, "title": kind.title, "less": kind.less, "ours": kind.ours}
-            for kind in KINDS
-            if kind.name not in session.missing
-        ],
-        "missing": session.missing,
-        "left_out": session.left_out,
-        "runs": session.runs,
-    }
-    if options.output:
-        lines = ",\n".join(f"  {json.dumps(run)}" for run in session.runs)
-        head = json.dumps({**data, "runs": None}, indent=1)
-        options.output.write_text(head.replace('"runs": null', f'"runs": [\n{lines}\n ]') + "\n")
-    return 0
+def take(session: Session, number: int) -> None:
+    """Make one round."""
+    for turns in TURNS:
+        for server in session.servers():
+            make = partial(relay, server, turns)
+            session.run("relay", server, make, turns=turns, rate=RATE, round=number)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_rounds("penstock as a relay, beside its peers", KINDS, MINUTES, take))

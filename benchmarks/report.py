@@ -17,7 +17,8 @@ from pathlib import Path
 from harness.bar import bar
 from harness.figures import SHORT_DELTAS, Data, Figures
 from harness.journal_parts import JOURNAL_PARTS
-from harness.markdown import number, table
+from harness.markdown import number, run_line, table
+from harness.relay_parts import PARTS as RELAY_PARTS
 from penstock.bench.plot import Bar, bar_plot
 
 ROOT = Path(__file__).parent.parent
@@ -39,14 +40,7 @@ WORKLOADS = {
 def machine_part(figures: Figures) -> str:
     """What was measured on, with what, when."""
     data = figures.data
-    machine, versions = data["machine"], dict(data["versions"])
-    python = versions.pop("python")
-    names = ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
-    text = (
-        f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_mb'] / 1024:.0f} GB, {machine['system']}, "
-        f"Python {python}; {data['started_at'][:10]}, {data['minutes']:g} minutes, {len(data['runs'])} runs. "
-        f"{names}.\n"
-    )
+    text = run_line(data) + "\n"
     for name, reason in data["missing"].items():
         text += f"\nNot measured: {name} ({reason}).\n"
     if data["left_out"]:
@@ -204,35 +198,6 @@ def crosscheck_part(figures: Figures) -> str:
     return text
 
 
-def relay_part(figures: Figures) -> str:
-    """What a token costs that is relayed from a model."""
-    data: Data = json.loads((RESULTS / "relay.json").read_text())
-    found = Figures(data)
-    levels = sorted({run["turns"] for run in data["runs"]})
-    rows = []
-    for server in data["servers"]:
-        cells = []
-        for turns in levels:
-            medians = [
-                found.median("relay", server["name"], key, turns=turns)
-                for key in ("cpu_us", "p50_ms", "p99_ms", "delivered", "kb")
-            ]
-            cpu, p50, p99, delivered, kb = medians
-            if delivered is None:
-                cells += ["failed", "-", "-", "-"]
-            else:
-                late = f"{number(p50)} / {number(p99)}"
-                cells += [number(cpu), late, f"{delivered:.0%}", number(kb)]
-        title = f"**{server['title']}**" if server["ours"] else server["title"]
-        rows.append([title, *cells])
-    head = [""]
-    for turns in levels:
-        head += [f"{turns} turns: CPU us a token", "p50 / p99, ms", "in time", "kB a turn"]
-    text = table(head, rows) + "\n"
-    text += "".join(f"- {s['title']}: {s['less']}.\n" for s in data["servers"] if s["less"])
-    return text
-
-
 PARTS: dict[str, Callable[[Figures], str]] = {
     "machine": machine_part,
     "table": table_part,
@@ -242,8 +207,8 @@ PARTS: dict[str, Callable[[Figures], str]] = {
     "growth": growth_part,
     "capacity": capacity_part,
     "crosscheck": crosscheck_part,
-    "relay": relay_part,
     **JOURNAL_PARTS,
+    **RELAY_PARTS,
 }
 
 

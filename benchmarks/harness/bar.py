@@ -17,9 +17,6 @@ RATIOS = (
     ("churn", "W4", "aim", (("starlette", 1.5),)),
 )
 """How many times as much CPU the other one uses for the same."""
-OVER = (("tokens", "W1"), ("fanout", "W2"), ("burst", "W3"))
-MOST_OVER = 1.2
-"""How many times as much an event may cost over a WebSocket as over SSE."""
 BOUNDS = (
     ("a quiet connection", "idle", "kb", "kB", 24.0, 12.0),
     ("10,000 quiet connections", "keepalive", "server_cpu", "% of a core", 0.15, 0.05),
@@ -57,20 +54,6 @@ def bar(figures: Figures, ours: str) -> list[Line]:
                     found="" if ratio is None else f"{ratio:.2f}x",
                     by_level=_by_level(figures, workload, ours, peer),
                     met=None if ratio is None else ratio >= wanted,
-                )
-            )
-    for workload, name in OVER:
-        sse, socket = (figures.median(f"{workload}-{over}", ours, "cpu_us") for over in ("sse", "websocket"))
-        times = socket / sse if sse and socket else None
-        for kind, bound in (("at most", MOST_OVER), ("aim", 1.0)):
-            lines.append(
-                Line(
-                    workload=f"{name} over WebSocket",
-                    against="the same over SSE",
-                    wanted=f"{kind} {bound:g} times the CPU",
-                    found="" if times is None else f"{times:.2f} times",
-                    by_level="",
-                    met=None if times is None else times <= bound,
                 )
             )
     for name, workload, key, unit, most, aim in BOUNDS:

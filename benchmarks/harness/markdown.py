@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 def table(head: list[str], rows: list[list[str]]) -> str:
     """Return a table in Markdown, numbers to the right."""
@@ -14,3 +16,15 @@ def number(value: float | None, digits: int = 1) -> str:
     if value is None:
         return "-"
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:,.{digits}f}"
+
+
+def run_line(data: dict[str, Any]) -> str:
+    """Say on what a file of results was measured, with what, when."""
+    machine, versions = data["machine"], dict(data["versions"])
+    python = versions.pop("python")
+    names = ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
+    return (
+        f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_mb'] / 1024:.0f} GB, {machine['system']}, "
+        f"Python {python}; {data['started_at'][:10]}, {data['minutes']:g} minutes, {len(data['runs'])} runs. "
+        f"{names}."
+    )

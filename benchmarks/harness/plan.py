@@ -18,8 +18,6 @@ MOST_RATE = 400
 """With 1,000 viewers, more than the load can take in (`crosscheck.py` finds out how much that is)."""
 LIGHT_TURNS = 100
 LIGHT_RATE = 5.0
-OVER_RATE = 20.0
-"""With 1,000 viewers, what either transport bears."""
 LATE = ("penstock", "sse-starlette", "starlette", "node", "go", "nchan")
 """Whose lateness is measured in all shapes: one server of a kind."""
 MANY, MOST = 5_000, 10_000
@@ -119,16 +117,6 @@ def _latency(session: Session, *, viewers: int, rate: float, names: Collection[s
         workloads.fanout(session, server, viewers, rate, 3.0, "latency")
 
 
-def _transports(session: Session, *, rounds: int) -> None:
-    """W1 to W3 over SSE and over WebSocket, at one level each."""
-    server = session.servers(ours=True)[0]
-    for number in range(rounds):
-        for over in workloads.TRANSPORTS:
-            workloads.tokens(session, server, LIGHT_TURNS, 1.5, over)
-            workloads.fanout(session, server, workloads.VIEWERS, OVER_RATE, 1.5, over=over)
-            workloads.one_burst(session, server, number, over)
-
-
 def _idle(session: Session, *, connections: int) -> None:
     for server in session.servers():
         workloads.idle(session, server, connections)
@@ -163,7 +151,6 @@ FULL = Plan(
         Step("growth", "10 to 9,900 viewers, 10 to 100,000 chunks", _growth, 0, 55),
         Step("keepalive", f"{MOST:,} quiet connections, {KEEPALIVE_S:g} s", _keepalive, 0, 40),
         Step("idle", f"{MANY:,} quiet connections", partial(_idle, connections=MANY), 13),
-        Step("transports", "W1 to W3 over WebSocket and SSE, 3 rounds", partial(_transports, rounds=3), 0, 70),
         Step("fanout", "W2: 1,000 viewers, the highest rate", _fanout, 24),
         Step("latency", "100 viewers at 50/s", partial(_latency, viewers=100, rate=50.0, names=LATE), 0, 42),
         Step("latency", "5,000 viewers at 1/s", partial(_latency, viewers=5_000, rate=1.0, names=LATE), 0, 90, optional=True),

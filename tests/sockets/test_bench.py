@@ -183,7 +183,7 @@ async def test_a_websocket_of_quart() -> None:
         run = Run(url.replace("http", "ws"), recipe, limits=LIMITS)
         result = await trio.to_thread.run_sync(lambda: run.make(lambda progress: None, lambda: False))
     assert (result.started, result.finished, result.errors) == (3, 3, {})
-    assert result.times["latency"].count == pytest.approx(130, abs=20)
+    assert 50 < result.times["latency"].count <= 150  # those of the last come partly after the measured time
     assert result.options["clock"] == "stamps"
 
 
