@@ -23,8 +23,8 @@ from harness.session import Session
 TURNS = (50, 200)
 """At once. The second is more than most relays bear."""
 RATE = 50
-RAMP_S, SETTLE_S, DURATION_S = 2.0, 0.5, 3.0
-MINUTES = 9.0
+RAMP_S, SETTLE_S, DURATION_S = 1.5, 0.5, 2.0
+MINUTES = 5.3
 RELAYS = PEERS / "relay"
 PROVIDER = str(RELAYS / "node_modules" / "@ai-sdk" / "openai-compatible")
 
