@@ -12,7 +12,6 @@ Every run is kept in the output. Ctrl-C stops everything, and writes nothing.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import signal
 import sys
@@ -21,8 +20,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from harness.figures import summary
-from harness.machine import CORES, LOAD_CORE, describe, versions
+from harness.machine import CORES, LOAD_CORE, describe
 from harness.plan import FULL, QUICK, Step
+from harness.results import session_results, write_results
 from harness.servers import KINDS
 from harness.session import Session
 
@@ -61,30 +61,13 @@ def main() -> int:
             for step in steps:
                 if not step.optional or session.has_time(step.name, step.seconds(len(kinds))):
                     step.take(session)
-            minutes = session.elapsed_s / 60
     except KeyboardInterrupt:
         print("Stopped; nothing was written.", file=sys.stderr)
         return 130
-    data = {
-        "mode": "quick" if options.quick else "full",
-        "started_at": started,
-        "minutes": round(minutes, 1),
-        "machine": machine,
-        "versions": versions(),
-        "servers": [
-            {"name": kind.name, "title": kind.title, "less": kind.less, "ours": kind.ours}
-            for kind in kinds
-            if kind.name not in session.missing
-        ],
-        "missing": session.missing,
-        "left_out": session.left_out,
-        "runs": session.runs,
-    }
+    mode = "quick" if options.quick else "full"
+    data = session_results(session, kinds, started_at=started, machine=machine, mode=mode)
     if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        lines = ",\n".join(f"  {json.dumps(run)}" for run in session.runs)
-        head = json.dumps({**data, "runs": None}, indent=1)
-        options.output.write_text(head.replace('"runs": null', f'"runs": [\n{lines}\n ]') + "\n")
+        write_results(options.output, data)
     print(summary(data))
     return 0
 

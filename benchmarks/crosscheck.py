@@ -39,7 +39,7 @@ PACED = {
 }
 """Server, scenario, connections, rate, ramp, settle. So few that Node can take them in: an event costs it 100 to 200 us.
 """
-DURATION_S = 3.0
+DURATION_S = 2.5
 AT_ONCE, SHORT = 16, 10
 CHURN_S = 2
 CHURN_TURNS = 60

@@ -16,7 +16,6 @@ all share both cores. Needs redis-server and nats-server; what isn't there is le
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import signal
 import sys
@@ -35,6 +34,7 @@ from harness.load import Figures, LoadError, bench, errors_of, figures, wait_qui
 from harness.machine import CORES, LOAD_CORE, describe, versions
 from harness.neighbours import Neighbours
 from harness.nodes import FOLLOWER_CORE, OWNER_CORE, Node, hub_node, running_node
+from harness.results import write_results
 from harness.search import Search
 from harness.servers import Kind, Server, ServerError, running
 
@@ -70,11 +70,16 @@ class Measurement:
         """Seconds since the beginning."""
         return time.monotonic() - self._began
 
+    @property
+    def over(self) -> bool:
+        """Whether there is no time left."""
+        return time.monotonic() > self._ends
+
     def run(
         self, workload: str, server: str, make: Callable[[], Figures], **parameters: float | str
     ) -> Figures | None:
         """Make a run and note it, failed or not. Returns its figures; None if it failed or there is no time left."""
-        if time.monotonic() > self._ends:
+        if self.over:
             self.left_out.append(f"{workload} of {server}")
             return None
         run: dict[str, Any] = {"workload": workload, "server": server, **parameters}
@@ -220,8 +225,10 @@ def measure_workers(found: Measurement, journal: Journal, folder: Path, rounds: 
                 if (level := search.level) is None:
                     continue
                 run = found.run("levels", server.kind.name, partial(workers, server, level), turns=level)
-                passed = bool(run and run["passed"])
-                search.tell(passed=passed, idle=bool(run and run["server_cpu"] < 0.8))
+                used = run["server_cpu"] if run else 1.0
+                search.tell(passed=bool(run and run["passed"]), idle=used < 0.8, used=used)
+            if found.over:
+                return
 
 
 def measure(found: Measurement, there: list[Journal], folder: Path, rounds: int) -> None:
@@ -290,9 +297,7 @@ def main() -> int:
         "runs": found.runs,
     }
     if options.output:
-        lines = ",\n".join(f"  {json.dumps(run)}" for run in found.runs)
-        head = json.dumps({**data, "runs": None}, indent=1)
-        options.output.write_text(head.replace('"runs": null', f'"runs": [\n{lines}\n ]') + "\n")
+        write_results(options.output, data)
     return 0
 
 

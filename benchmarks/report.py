@@ -8,21 +8,20 @@ What stands between `<!-- generated: NAME -->` and `<!-- end -->` is made here, 
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from harness.bar import bar
-from harness.figures import SHORT_DELTAS, Data, Figures
+from harness.figures import SHORT_DELTAS, Figures
 from harness.journal_parts import JOURNAL_PARTS
 from harness.markdown import number, run_line, table
 from harness.relay_parts import PARTS as RELAY_PARTS
+from harness.results import read_results
 from penstock.bench.plot import Bar, bar_plot
 
 ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "performance.md"
 PLOT = ROOT / "docs" / "performance.svg"
 OURS = "penstock"
@@ -39,13 +38,7 @@ WORKLOADS = {
 
 def machine_part(figures: Figures) -> str:
     """What was measured on, with what, when."""
-    data = figures.data
-    text = run_line(data) + "\n"
-    for name, reason in data["missing"].items():
-        text += f"\nNot measured: {name} ({reason}).\n"
-    if data["left_out"]:
-        text += f"\nFor want of time, without {', '.join(sorted(set(data['left_out'])))}.\n"
-    return text
+    return run_line(figures.data)
 
 
 def table_part(figures: Figures) -> str:
@@ -63,8 +56,9 @@ def table_part(figures: Figures) -> str:
             cells.append(cell or ("failed" if why else "-"))
         title = f"**{server['title']}**" if server["ours"] else server["title"]
         rows.append([title, *cells])
-    head = ["", "W1 events/s (us)", "W2 events/s (us)", "W3 events/s (us)", "W4 turns/s (us)", "idle, kB"]
-    text = table(head, rows)
+    held = max((run["connections"] for run in figures.data["runs"] if run["workload"] == "idle"), default=0)
+    head = ["", "W1 events/s (us)", "W2 events/s (us)", "W3 events/s (us)", "W4 turns/s (us)"]
+    text = table([*head, f"idle of {held:,}, kB"], rows)
     if reasons:
         text += "\nFailed: " + " ".join(reason.strip() for reason in reasons) + "\n"
     return text
@@ -78,9 +72,8 @@ def _cell(figures: Figures, workload: str, server: str) -> str:
         return number(cost)
     if workload in ("tokens", "fanout"):
         best = figures.highest(workload, server)
-        if best is None:
-            return f"late ({number(cost)})"
-        return f"{best.events_per_s:,.0f}{'+' if best.load_bound else ''} ({number(cost)})"
+        level = f"{best.events_per_s:,.0f}" if best else "late"
+        return f"{level}{figures.mark(workload, server)} ({number(cost)})"
     wall = figures.median(workload, server, "wall_us")
     assert wall is not None
     each = SHORT_DELTAS if workload == "churn" else 1
@@ -98,7 +91,7 @@ def bar_part(figures: Figures) -> str:
         [
             line.workload,
             line.against,
-            line.wanted,
+            line.wanted or "-",
             line.found or "not measured",
             line.by_level or "-",
             "-" if line.met is None else "yes" if line.met else "**no**",
@@ -176,8 +169,7 @@ def capacity_part(figures: Figures) -> str:
 
 def crosscheck_part(figures: Figures) -> str:
     """What an independent load generator says of the same."""
-    file = RESULTS / "crosscheck.json"
-    data: Data = json.loads(file.read_text())
+    data = read_results("crosscheck.json")
     rows = [
         [
             run["what"],
@@ -249,7 +241,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="the figures of docs/performance.md")
     parser.add_argument("--check", action="store_true", help="write nothing; say what is not as it should be")
     options = parser.parse_args()
-    figures = Figures(json.loads((RESULTS / "bench.json").read_text()))
+    figures = Figures(read_results("bench.json"))
     status = 0
     for file, text in ((PAGE, page(PAGE.read_text(), figures)), (PLOT, plot(figures))):
         if not options.check:

@@ -38,6 +38,7 @@ from harness.load import Figures, LoadError
 from harness.machine import CORES, LOAD_CORE, describe, versions
 from harness.neighbours import Neighbours
 from harness.nodes import FOLLOWER_CORE, OWNER_CORE, Node, hub_node, running_node
+from harness.results import write_results
 from harness.servers import PEERS
 
 CHUNKS = 5_000
@@ -253,9 +254,7 @@ def main() -> int:
         "runs": runs,
     }
     if options.output:
-        lines = ",\n".join(f"  {json.dumps(run)}" for run in runs)
-        head = json.dumps({**data, "runs": None}, indent=1)
-        options.output.write_text(head.replace('"runs": null', f'"runs": [\n{lines}\n ]') + "\n")
+        write_results(options.output, data)
     return 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from harness.figures import Figures
+from harness.plan import LIGHT_TURNS
 
 RATIOS = (
     ("tokens", "W1", "at least", (("sse-starlette", 1.5), ("fastapi", 3.0))),
@@ -56,6 +57,8 @@ def bar(figures: Figures, ours: str) -> list[Line]:
                     met=None if ratio is None else ratio >= wanted,
                 )
             )
+        if (workload, kind) == ("tokens", "aim"):
+            lines += _at_light(figures, ours, titles)
     for name, workload, key, unit, most, aim in BOUNDS:
         value = figures.cost("idle", ours) if workload == "idle" else figures.median(workload, ours, key)
         scale = 100 if unit.startswith("%") else 1
@@ -73,10 +76,27 @@ def bar(figures: Figures, ours: str) -> list[Line]:
     return lines
 
 
+def _at_light(figures: Figures, ours: str, titles: dict[str, str]) -> list[Line]:
+    """Return W1's ratios where all are far from their end: nothing was wanted of these, and they differ."""
+    own = figures.median("tokens", ours, "cpu_us", turns=LIGHT_TURNS)
+    lines = []
+    for peer in [peer for workload, *_, peers in RATIOS if workload == "tokens" for peer, _ in peers]:
+        cost = figures.median("tokens", peer, "cpu_us", turns=LIGHT_TURNS)
+        found = f"{cost / own:.2f}x" if own and cost else ""
+        lines.append(Line(f"W1 at {LIGHT_TURNS} turns", titles.get(peer, peer), "", found, "", None))
+    return lines
+
+
 def _by_level(figures: Figures, workload: str, ours: str, peer: str) -> str:
-    """Return how many times as much ours bore: events a second at the highest level that passed, or in a burst."""
+    """Return how many times as much ours bore: events a second at the highest level that passed, or in a burst.
+
+    With the marks of both levels, as one that is not known to the end makes no ratio that is.
+    """
     if workload in ("burst", "churn"):
         own, other = (figures.median(workload, name, "wall_us") for name in (ours, peer))
         return f"{other / own:.2f}x" if own and other else ""
     best, theirs = figures.highest(workload, ours), figures.highest(workload, peer)
-    return f"{best.events_per_s / theirs.events_per_s:.2f}x" if best and theirs else ""
+    if best is None or theirs is None:
+        return ""
+    marks = figures.mark(workload, ours) + figures.mark(workload, peer)
+    return f"{best.events_per_s / theirs.events_per_s:.2f}x{''.join(dict.fromkeys(marks))}"

@@ -9,6 +9,8 @@ import statistics
 from dataclasses import dataclass
 from typing import Any
 
+from harness.search import up
+
 Data = dict[str, Any]
 BURST_DELTAS, SHORT_DELTAS = 100_000, 10
 WHOLE = 0.97
@@ -24,8 +26,6 @@ class Level:
     events_per_s: float
     cpu_us: float
     p99_ms: float
-    load_bound: bool
-    """Whether the next level failed with the load's core full and the server's not: the server bears more."""
 
 
 class Figures:
@@ -47,6 +47,10 @@ class Figures:
             if "failed" not in run and run.get("errors", 0) == 0
         ]
 
+    def tried(self, workload: str, server: str) -> bool:
+        """Say whether there are any runs of a workload."""
+        return bool(self._all(workload, server))
+
     def failure(self, workload: str, server: str) -> str:
         """Return why a server has no figure in a workload; empty if it was not tried."""
         runs = self._all(workload, server)
@@ -64,19 +68,30 @@ class Figures:
 
     def highest(self, workload: str, server: str) -> Level | None:
         """Return the highest level that passed; None if none did."""
-        by = "turns" if workload == "tokens" else "rate"
+        by = _level_name(workload)
         passed = [run for run in self.runs(workload, server) if run.get("passed")]
         if not passed:
             return None
         best = max(passed, key=lambda run: float(run[by]))
-        beyond = [run for run in self._all(workload, server) if run[by] > best[by]]
         return Level(
             level=best[by],
             events_per_s=best["events_per_s"],
             cpu_us=best["cpu_us"],
             p99_ms=best["p99_ms"],
-            load_bound=any(run.get("load_cpu", 0) > LOAD_BOUND > run.get("server_cpu", 1) for run in beyond),
         )
+
+    def mark(self, workload: str, server: str) -> str:
+        """Return what is to be said of a server's highest level, or of that it was late.
+
+        `+`: a higher level failed with the load's core full and the server's not. `*`: the search ended with more than
+        a step between what passed and what failed.
+        """
+        by, runs = _level_name(workload), self._all(workload, server)
+        passed = max((int(run[by]) for run in runs if run.get("passed")), default=0)
+        beyond = [run for run in runs if run[by] > passed]
+        bound = any(run.get("load_cpu", 0) > LOAD_BOUND > run.get("server_cpu", 1) for run in beyond)
+        failed = min((int(run[by]) for run in beyond), default=None)
+        return "+" * bound + "*" * (failed is None or failed > up(passed))
 
     def cost(self, workload: str, server: str) -> float | None:
         """Return what the bar compares: CPU microseconds (of an event; in `churn`, of a turn), or kB of a connection."""
@@ -105,6 +120,10 @@ class Figures:
         ]
 
 
+def _level_name(workload: str) -> str:
+    return "turns" if workload == "tokens" else "rate"
+
+
 def summary(data: Data) -> str:
     """Return the figures as a table for a terminal."""
     figures = Figures(data)
@@ -114,11 +133,11 @@ def summary(data: Data) -> str:
         name = server["name"]
         row = [server["title"].replace("`", "")]
         for workload in ("tokens", "fanout"):
+            if workload == "fanout" and not figures.tried(workload, name):
+                workload = "latency"
             best = figures.highest(workload, name)
-            if best is None and figures.runs(workload if workload == "tokens" else "latency", name):
-                best = figures.highest("latency", name) if workload == "fanout" else None
             row += (
-                [f"{best.events_per_s:,.0f}{'+' if best.load_bound else ''}", f"{best.cpu_us:.1f}"]
+                [f"{best.events_per_s:,.0f}{figures.mark(workload, name)}", f"{best.cpu_us:.1f}"]
                 if best
                 else [_short(figures.failure(workload, name)), ""]
             )
@@ -138,11 +157,13 @@ def summary(data: Data) -> str:
         for row in rows
     ]
     lines.append(
-        "us: CPU of the server for each event; in W4, each turn. +: the load was at its end, not the server."
+        "us: CPU of the server for each event; in W4, each turn. +: the load was at its end, not the server. "
+        "*: not searched to the end, it may bear more."
     )
     lines += [f"{name}: LEFT OUT, {reason}" for name, reason in data["missing"].items()]
     if data["left_out"]:
-        lines.append(f"For want of time, without {', '.join(sorted(set(data['left_out'])))}.")
+        names = ", ".join(sorted(set(data["left_out"])))
+        lines.append(f"Left out for want of time, in part or as a whole: {names}.")
     return "\n".join(lines)
 
 

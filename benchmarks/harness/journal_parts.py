@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Callable
-from pathlib import Path
 
 from harness.figures import Data, Figures
 from harness.markdown import number, table
-
-RESULTS = Path(__file__).parent.parent / "results"
+from harness.results import read_results
 
 
 def _load(name: str) -> Figures:
-    return Figures(json.loads((RESULTS / name).read_text()))
+    return Figures(read_results(name))
 
 
 def _pair(low: float | None, high: float | None) -> str:

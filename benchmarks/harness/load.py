@@ -25,6 +25,7 @@ SLACK_S = 45.0
 NOTHING_MEASURED = 3
 QUIET_S = 10.0
 """How long a server may go on working after its clients have left."""
+QUIET_FOR_S = 0.1
 QUIET_SHARE = 0.05
 
 
@@ -99,6 +100,6 @@ def wait_quiet(server: Server) -> None:
     deadline = time.monotonic() + QUIET_S
     while time.monotonic() < deadline:
         before = cpu_s(server.pid)
-        time.sleep(0.2)
-        if cpu_s(server.pid) - before < 0.2 * QUIET_SHARE:
+        time.sleep(QUIET_FOR_S)
+        if cpu_s(server.pid) - before < QUIET_FOR_S * QUIET_SHARE:
             return

@@ -19,12 +19,18 @@ def number(value: float | None, digits: int = 1) -> str:
 
 
 def run_line(data: dict[str, Any]) -> str:
-    """Say on what a file of results was measured, with what, when."""
+    """Say on what a file of results was measured, with what, when; and what is not in it."""
     machine, versions = data["machine"], dict(data["versions"])
     python = versions.pop("python")
     names = ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
-    return (
+    text = (
         f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_mb'] / 1024:.0f} GB, {machine['system']}, "
         f"Python {python}; {data['started_at'][:10]}, {data['minutes']:g} minutes, {len(data['runs'])} runs. "
-        f"{names}."
+        f"{names}.\n"
     )
+    for name, reason in data["missing"].items():
+        text += f"\nNot measured: {name} ({reason}).\n"
+    if data["left_out"]:
+        names = ", ".join(sorted(set(data["left_out"])))
+        text += f"\nLeft out for want of time, in part or as a whole: {names}.\n"
+    return text

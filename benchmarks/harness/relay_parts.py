@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from pathlib import Path
 
-from harness.figures import Data, Figures
+from harness.figures import Figures
 from harness.markdown import number, run_line, table
+from harness.results import read_results
 
-RESULTS = Path(__file__).parent.parent / "results"
 MOST_TIMES = 1.2
 """How many times as much an event may cost over a WebSocket as over SSE."""
 WORKLOADS = {
@@ -21,7 +19,7 @@ WORKLOADS = {
 
 def relay_part(figures: Figures) -> str:
     """What a token costs that is relayed from a model."""
-    data: Data = json.loads((RESULTS / "relay.json").read_text())
+    data = read_results("relay.json")
     found = Figures(data)
     text = ""
     for turns in sorted({run["turns"] for run in data["runs"]}):
@@ -46,12 +44,12 @@ def relay_part(figures: Figures) -> str:
         ]
         text += table(head, rows) + "\n"
     text += "".join(f"- {s['title']}: {s['less']}.\n" for s in data["servers"] if s["less"])
-    return f"{text}\n{run_line(data)}\n"
+    return f"{text}\n{run_line(data)}"
 
 
 def transports_part(figures: Figures) -> str:
     """What an event costs over a WebSocket, and over SSE."""
-    data: Data = json.loads((RESULTS / "transports.json").read_text())
+    data = read_results("transports.json")
     found = Figures(data)
     rows = []
     for workload, title in WORKLOADS.items():
@@ -62,7 +60,7 @@ def transports_part(figures: Figures) -> str:
         digits = 2 if workload == "burst" else 1
         rows.append([title, *(number(cost, digits) for cost in costs), number(times, 2), met])
     head = ["CPU us an event", "SSE", "WebSocket", "times", f"at most {MOST_TIMES:g} times"]
-    return f"{table(head, rows)}\n{run_line(data)}\n"
+    return f"{table(head, rows)}\n{run_line(data)}"
 
 
 PARTS: dict[str, Callable[[Figures], str]] = {"relay": relay_part, "transports": transports_part}

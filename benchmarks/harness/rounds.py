@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import signal
 import sys
@@ -12,7 +11,8 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from harness.machine import CORES, LOAD_CORE, describe, versions
+from harness.machine import CORES, LOAD_CORE, describe
+from harness.results import session_results, write_results
 from harness.servers import Kind
 from harness.session import Session
 
@@ -45,22 +45,6 @@ def run_rounds(
     ):
         for number in range(options.rounds):
             take(session, number)
-    data = {
-        "started_at": started,
-        "minutes": round(session.elapsed_s / 60, 1),
-        "machine": machine,
-        "versions": versions(),
-        "servers": [
-            {"name": kind.name, "title": kind.title, "less": kind.less, "ours": kind.ours}
-            for kind in kinds
-            if kind.name not in session.missing
-        ],
-        "missing": session.missing,
-        "left_out": session.left_out,
-        "runs": session.runs,
-    }
     if options.output:
-        lines = ",\n".join(f"  {json.dumps(run)}" for run in session.runs)
-        head = json.dumps({**data, "runs": None}, indent=1)
-        options.output.write_text(head.replace('"runs": null', f'"runs": [\n{lines}\n ]') + "\n")
+        write_results(options.output, session_results(session, kinds, started_at=started, machine=machine))
     return 0

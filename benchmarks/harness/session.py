@@ -14,7 +14,13 @@ from harness.load import Figures, LoadError
 from harness.servers import Kind, Server, ServerError, missing, running
 
 CONNECT_MS = 3.0
-"""CPU of a new connection before it was measured: more than any server here takes."""
+"""CPU of a new connection with a turn before it was measured: more than any server here takes."""
+WATCH_SHARE = 0.7
+"""Of that for one that only watches: no turn, no deltas."""
+WATCH_MS = 1.0
+"""The same for a server without turns."""
+LOAD_MS = 0.25
+"""What the load takes for a connection, however little a server does."""
 
 
 class Session:
@@ -66,6 +72,11 @@ class Session:
         """Seconds since the beginning."""
         return time.monotonic() - self._began
 
+    @property
+    def over(self) -> bool:
+        """Whether there is no time left."""
+        return time.monotonic() > self._ends
+
     def servers(
         self, *, turns: bool = False, ours: bool = False, names: Collection[str] = ()
     ) -> list[Server]:
@@ -86,16 +97,19 @@ class Session:
         self.say(f"{step}: left out, for want of time")
         return False
 
-    def ramp_s(self, server: Server, connections: int) -> float:
-        """Return how long so many connections should take to arrive, so that the server is not overrun."""
-        each_ms = self.connect_ms.get(server.kind.name, CONNECT_MS)
-        return min(max(connections * each_ms * 1.2 / 1000, 0.5), 40.0)
+    def ramp_s(self, server: Server, connections: int, *, watch: bool = True) -> float:
+        """Return how long so many connections should take to arrive, to watch or for a turn, so that none overrun the server."""
+        if server.kind.turns:
+            each_ms = self.connect_ms.get(server.kind.name, CONNECT_MS) * (WATCH_SHARE if watch else 1.0)
+        else:
+            each_ms = WATCH_MS
+        return min(max(connections * max(each_ms, LOAD_MS) * 1.2 / 1000, 0.5), 40.0)
 
     def run(
         self, workload: str, server: Server, make: Callable[[], Figures], **parameters: float
     ) -> Figures | None:
         """Make a run and note it, failed or not. Returns its figures, None if it failed or there is no time left."""
-        if time.monotonic() > self._ends:
+        if self.over:
             self.left_out.append(f"{workload} of {server.kind.name}")
             return None
         run: dict[str, Any] = {"workload": workload, "server": server.kind.name, **parameters}

@@ -35,16 +35,14 @@ VIEWERS = 1_000
 BURST = 100_000
 SHORT = 10
 AT_ONCE = 16
-SLOW_BURST_S = 5.0
+SLOW_BURST_S = 3.0
 SLOW_ROUNDS = 3
 """As many rounds are enough for a burst that takes longer than that; there it is not noise that decides."""
-FULL = 1.0
-"""A server that fails below this share of its core, and below the load's, failed for another reason."""
 
 
 def tokens(session: Session, server: Server, turns: int, duration_s: float, over: str = "") -> Figures | None:
     """N turns at 50/s, each its own producer; `over` one of `TRANSPORTS`, noted by its name."""
-    ramp_s = min(session.ramp_s(server, turns), 4.0)
+    ramp_s = min(session.ramp_s(server, turns, watch=False), 4.0)
     take = partial(
         _paced,
         server,
@@ -78,7 +76,7 @@ def fanout(
         connections=viewers,
         rate=rate,
         ramp=session.ramp_s(server, viewers),
-        settle=1.5,
+        settle=1.2,
         duration=duration_s,
         over=over,
     )
@@ -130,22 +128,26 @@ def _paced(
 def search(
     session: Session,
     servers: list[Server],
-    first: dict[str, float],
+    first: int,
     most: int,
     take: Callable[[Server, int], Figures | None],
 ) -> None:
-    """Find the highest level of each server, one level of each in turn."""
-    searches = {server.kind.name: Search(first.get(server.kind.name, 1), most) for server in servers}
+    """Find the highest level of each server, one level of each in turn, until all are found or the time is over."""
+    searches = {server.kind.name: Search(first, most) for server in servers}
     while any(one.level is not None for one in searches.values()):
         for server in servers:
             one = searches[server.kind.name]
             if one.level is None:
                 continue
             found = take(server, one.level)
+            used = 1.0 if found is None else found.get("server_cpu", 1.0)
             one.tell(
                 passed=found is not None and bool(found["passed"]),
-                idle=found is None or (found.get("server_cpu", 0.0) < SPARE and found["load_cpu"] < SPARE),
+                idle=found is None or (used < SPARE and found["load_cpu"] < SPARE),
+                used=used,
             )
+        if session.over:
+            return  # What was left out is noted with the runs; what is cut short, the levels show.
 
 
 def burst(session: Session, servers: list[Server], rounds: int) -> None:
