@@ -17,6 +17,18 @@ from penstock.wire.codec import encode
 from penstock.wire.grammar import Grammar
 from penstock.wire.sse_parser import SseParser
 
+UNUSABLE_INPUTS = [
+    '{"x":',
+    '{"x":1,"x":2}',
+    '{"__proto__":{}}',
+    json.dumps("x" * 300_000),
+    "[" * 100 + "]" * 100,
+]
+"""Inputs of tool calls that no client takes."""
+
+NO_EVENTS = ["ping", "[]", "1", '{"a": ' * 100 + "1" + "}" * 100, '"\\ud800"', "\ud800"]
+"""Data that is no event of any API."""
+
 
 class Transcripts:
     """Those of one API.
@@ -62,14 +74,21 @@ class Transcripts:
         body = self.body(name)
         chunks = self.translate([body])
         assert brief(chunks) == expected
-        grammar, assembly = Grammar(), Assembly("m")
+        grammar = Grammar()
         for chunk in [Start(message_id="m"), *chunks]:
             grammar.apply(chunk)
-            assembly.apply(chunk)
         assert grammar.ended
-        states = {part["state"] for part in assembly.message()["parts"] if "state" in part}
+        states = {part["state"] for part in message(chunks)["parts"] if "state" in part}
         assert states <= {"done", "input-available"}
         assert brief(self.translate(body[i : i + 1] for i in range(len(body)))) == expected
+
+    def check_answer(self, name: str, answer: Any) -> None:
+        """Check that an answer which comes whole makes the same message as the stream, at the same cost."""
+        chunks = self.translate([self.body(name)])
+        translator = self.make_translator()
+        whole = [*translator.feed_answer(json.dumps(answer)), *translator.finish()]
+        assert message(whole) == message(chunks)
+        assert brief(whole)[-1] == brief(chunks)[-1]
 
     def check_broken(self, name: str, kind: type[UpstreamError], sentence: str) -> None:
         """Check that a stream fails. The user reads our sentence; the upstream's own words are for the log."""
@@ -78,6 +97,16 @@ class Transcripts:
         assert type(caught.value) is kind
         assert caught.value.error_text == sentence
         assert "secret" not in caught.value.error_text
+
+
+def message(chunks: Iterable[AnyChunk]) -> dict[str, Any]:
+    """Assemble the message that chunks make; its sources last, for they may stand before or behind what cites them."""
+    assembly = Assembly("m")
+    for chunk in chunks:
+        assembly.apply(chunk)
+    made = assembly.message()
+    made["parts"].sort(key=lambda part: part["type"].startswith("source-"))
+    return made
 
 
 def brief(chunks: Iterable[AnyChunk]) -> list[list[Any]]:

@@ -29,7 +29,22 @@ def http_client(url: httpx2.URL, *, connect_s: float, silence_s: float | None) -
         timeout=httpx2.Timeout(connect=connect_s, read=silence_s, write=silence_s, pool=None),
         limits=httpx2.Limits(max_connections=None, max_keepalive_connections=20),
         follow_redirects=False,
+        event_hooks={"response": [_set_location_aside]},
     )
+
+
+async def _set_location_aside(response: httpx2.Response) -> None:
+    """Keep the library from reading where a redirect leads: it does so even if it follows none, and may raise."""
+    if "location" in response.headers:
+        response.extensions["location"] = response.headers.pop("location")
+
+
+def redirect_url(response: httpx2.Response) -> httpx2.URL | None:
+    """Return where a redirect leads; None if it says no URL."""
+    try:
+        return response.url.join(response.extensions["location"])
+    except (KeyError, ValueError, httpx2.InvalidURL):  # ValueError: half an address of IPv6
+        return None
 
 
 @functools.cache

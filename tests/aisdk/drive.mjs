@@ -21,7 +21,7 @@
 //     {do: 'leave'}                   stop(), as a page does that goes away
 //     {do: 'reload', without?}        a new page, with the messages that the server has; `without` the answer to the last
 //     {do: 'begun'}                   until the server has a turn of this chat
-//     {do: 'wait', state}             until the server says that the turn is in this state
+//     {do: 'wait', state}             until the server says that the turn is in this state; it may be away meanwhile
 //     {do: 'stop'}                    tells the server to stop the turn
 //     {do: 'closed'}                  until all sockets are closed
 //     A step may have a `body`, fields that its requests add, and `cuts`: its first responses break as those of a lost
@@ -396,7 +396,10 @@ class Visit {
   }
 
   async wait({ state }) {
-    while ((await this.state()).turn.state !== state) await sleep(POLL_MS);
+    const away = error => {
+      if (!(error instanceof TypeError)) throw error;
+    };
+    while ((await this.state().catch(away))?.turn.state !== state) await sleep(POLL_MS);
   }
 
   async closed() {

@@ -3,6 +3,8 @@
 // Prints its URL. `POST {url}/6` and `POST {url}/7` answer what the last user message asks for:
 //     all               reasoning, a source, text, a tool that runs here, a second step, metadata at both ends
 //     data              data parts round a model's stream, one after its `finish`
+//     turns             a `start` of its own, then two streams merged, one after the other, each from `start` to `finish`
+//     merged            two streams merged at the same time, each from `start` to `finish`
 //     approve           a tool that the user has to allow, and what became of it
 //     ask               a tool that the client executes, and what became of it
 //     invalid           a tool input that isn't what the schema says, and what became of it
@@ -41,14 +43,14 @@ const call = (toolName, input, toolCallId = `call-${toolName}`) => [
 const stop = { type: 'finish', finishReason: V3, usage: USAGE };
 const tools = { type: 'finish', finishReason: TOOLS, usage: USAGE };
 
-function words(count) {
-  return text('t', ...Array.from({ length: count }, (_, number) => `${number} `));
+function words(count, id) {
+  return text(id, ...Array.from({ length: count }, (_, number) => `${number} `));
 }
 
-// What the model says, by what it is asked and whether it is told already what a tool came to.
-function says(question, told) {
+// What the model says, by what it is asked and whether it is told already what a tool came to; `id` is that of its text.
+function says(question, told, id) {
   const [verb, count] = question.split(' ');
-  if (told !== undefined) return [...text('t', 'The tool says: ', told), stop];
+  if (told !== undefined) return [...text(id, 'The tool says: ', told), stop];
   switch (verb) {
     case 'all':
       return [
@@ -57,22 +59,22 @@ function says(question, told) {
         { type: 'reasoning-delta', id: 'r', delta: 'well.' },
         { type: 'reasoning-end', id: 'r', providerMetadata: { mock: { signature: 'x' } } },
         { type: 'source', sourceType: 'url', id: 's', url: 'https://example.org/', title: 'An example' },
-        ...text('t', 'Die naïve Forelle ', '🐟 schwamm ', 'stromauf.'),
+        ...text(id, 'Die naïve Forelle ', '🐟 schwamm ', 'stromauf.'),
         ...call('add', '{"a": 19, "b": 23}'),
         tools,
       ];
     case 'approve':
-      return [...text('t', 'Shall I?'), ...call('delete', '{"file": "a"}'), tools];
+      return [...text(id, 'Shall I?'), ...call('delete', '{"file": "a"}'), tools];
     case 'ask':
       return [...call('locate', '{}'), tools];
     case 'invalid':
       return [...call('add', '{"a": "many"}'), tools];
     case 'slow':
-      return [...words(Number(count)), stop];
+      return [...words(Number(count), id), stop];
     case 'error':
-      return [...text('t', 'So far, '), { type: 'error', error: new Error('secret') }];
+      return [...text(id, 'So far, '), { type: 'error', error: new Error('secret') }];
     default:
-      return [...text('t', 'You said ', question), stop];
+      return [...text(id, 'You said ', question), stop];
   }
 }
 
@@ -91,15 +93,16 @@ async function route(version, request, signal, response) {
   if (question === 'refuse') return new Response('Your plan has no more answers.', { status: 401 });
 
   const Model = version === 6 ? test.MockLanguageModelV3 : test.MockLanguageModelV4;
-  const model = new Model({
-    doStream: async ({ prompt }) => ({
-      stream: test.simulateReadableStream({
-        chunks: says(question, told(prompt)),
-        initialDelayInMs: null,
-        chunkDelayInMs: question.startsWith('slow') || question === 'break' ? WORD_MS : null,
+  const model = (question, id) =>
+    new Model({
+      doStream: async ({ prompt }) => ({
+        stream: test.simulateReadableStream({
+          chunks: says(question, told(prompt), id),
+          initialDelayInMs: null,
+          chunkDelayInMs: question.startsWith('slow') || question === 'break' ? WORD_MS : null,
+        }),
       }),
-    }),
-  });
+    });
   const schema = properties =>
     ai.jsonSchema(
       { type: 'object', properties, required: Object.keys(properties) },
@@ -110,25 +113,27 @@ async function route(version, request, signal, response) {
             : { success: false, error: new Error('not of the type') },
       },
     );
-  const result = ai.streamText({
-    model,
-    messages: await ai.convertToModelMessages(messages),
-    abortSignal: signal,
-    stopWhen: ai.stepCountIs(3),
-    onError: () => {},
-    tools: {
-      add: ai.tool({
-        inputSchema: schema({ a: { type: 'number' }, b: { type: 'number' } }),
-        execute: async ({ a, b }) => ({ sum: a + b }),
-      }),
-      delete: ai.tool({
-        inputSchema: schema({ file: { type: 'string' } }),
-        needsApproval: true,
-        execute: async ({ file }) => `${file} is gone`,
-      }),
-      locate: ai.tool({ inputSchema: schema({}) }),
-    },
-  });
+  const converted = await ai.convertToModelMessages(messages);
+  const ask = (question, id) =>
+    ai.streamText({
+      model: model(question, id),
+      messages: converted,
+      abortSignal: signal,
+      stopWhen: ai.stepCountIs(3),
+      onError: () => {},
+      tools: {
+        add: ai.tool({
+          inputSchema: schema({ a: { type: 'number' }, b: { type: 'number' } }),
+          execute: async ({ a, b }) => ({ sum: a + b }),
+        }),
+        delete: ai.tool({
+          inputSchema: schema({ file: { type: 'string' } }),
+          needsApproval: true,
+          execute: async ({ file }) => `${file} is gone`,
+        }),
+        locate: ai.tool({ inputSchema: schema({}) }),
+      },
+    });
   const options = {
     originalMessages: messages,
     generateMessageId: () => `of-the-backend-${requests.length}`,
@@ -139,6 +144,25 @@ async function route(version, request, signal, response) {
       if (part.type === 'finish') return { nested: { tokens: part.totalUsage.totalTokens } };
     },
   };
+  if (question === 'turns' || question === 'merged') {
+    const stream = ai.createUIMessageStream({
+      originalMessages: messages,
+      execute: async ({ writer }) => {
+        if (question === 'merged') {
+          writer.merge(ask('slow 20', 't').toUIMessageStream(options));
+          writer.merge(ask('all', 'u').toUIMessageStream(options));
+          return;
+        }
+        writer.write({ type: 'start', messageId: `of-the-backend-${requests.length}` });
+        for (const part of [ask('all', 't'), ask('more', 'u')]) {
+          writer.merge(part.toUIMessageStream(options));
+          await part.consumeStream();
+        }
+      },
+    });
+    return ai.createUIMessageStreamResponse({ stream });
+  }
+  const result = ask(question, 't');
   if (question === 'data') {
     const stream = ai.createUIMessageStream({
       originalMessages: messages,

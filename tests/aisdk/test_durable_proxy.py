@@ -18,12 +18,13 @@ import httpx2
 import pytest
 import trio
 from node import HERE, drive, require_node
-from test_coming_back import Json, anonymous, do, shown, visit
+from served import open_served, told
+from test_coming_back import Json, do, shown, visit
 
 from penstock import chat_app
 from penstock.relay.ui_stream import UiStreamProtocol
 from penstock.relay.upstream import relay
-from penstock.testing import open_server, user_message
+from penstock.testing import open_server, record
 
 HEADERS = {
     "accept-language": "de",
@@ -88,12 +89,13 @@ DENY = [do("approve", approved=False, reason="no")]
 VISITS: dict[str, list[Json]] = {
     "all": [do("send", text="all"), do("send", text="and then")],
     "data": [do("send", text="data")],
+    "turns": [do("send", text="turns")],
     "invalid": [do("send", text="invalid")],
     "approved": [do("send", text="approve"), *APPROVE],
     "denied": [do("send", text="approve"), *DENY],
     "answered": [do("send", text="ask"), do("output", output={"at": "home"})],
 }
-PARTS = {"all": 4, "data": 2, "invalid": 2, "approved": 2, "denied": 2, "answered": 1}
+PARTS = {"all": 4, "data": 2, "turns": 8, "invalid": 2, "approved": 2, "denied": 2, "answered": 1}
 
 
 @pytest.mark.parametrize("version", [6, 7])
@@ -135,6 +137,28 @@ async def test_a_page_shows_what_it_shows_without_the_proxy(route: str, version:
         assert bodies["sse"][0] == bodies["direct"][0].replace(f"{name}-direct", f"{name}-sse")
 
 
+@pytest.mark.parametrize("version", [6, 7])
+async def test_streams_that_a_route_merges_at_once_are_one_step(route: str, version: Any) -> None:
+    """A page shows the same parts as without the proxy; of 6, where a page of its own loses the text, as of 7."""
+    async with proxy(route, version) as url:
+        ask = [do("send", text="merged"), do("reload"), do("resume")]
+        direct, proxied = await drive(
+            [
+                visit(f"{route}/7", 7, "merged-direct", ask[0]),
+                visit(url, version, f"merged-{version}", *ask),
+            ]
+        )
+    expected, *shows = (
+        [part for part in shown(step)[-1]["parts"] if part["type"] != "step-start"]
+        for step in (*direct["steps"], *proxied["steps"])
+    )
+    kinds = [part["type"] for part in expected]
+    assert kinds == ["text", "reasoning", "source-url", "text", "tool-add", "text"]
+    assert len(expected[0]["text"].split()) == 20
+    assert shows == [expected] * 3
+    assert {step["error"] for step in proxied["steps"]} == {None}
+
+
 async def test_the_request_is_passed_on_as_it_came(route: str) -> None:
     """Every byte of the body, in either form, and of the headers those that are allowed."""
     message = {"id": "u", "role": "user", "parts": [{"type": "text", "text": "Grüße"}]}
@@ -164,25 +188,26 @@ async def test_only_the_last_message_is_passed_on_as_only_that(route: str) -> No
     assert b'"errorText":"' in response.content
 
 
-async def test_a_lost_page_a_second_page_and_a_stop(route: str) -> None:
+@pytest.mark.parametrize("version", [6, 7])
+async def test_a_lost_page_a_second_page_and_a_stop(route: str, version: Any) -> None:
     """The answer survives its page; a page that comes in the middle sees it whole; a stop reaches the route."""
     lost = [do("send", text="slow 40", cuts=[12]), do("resume")]
     second = [do("begun"), do("reload"), do("resume")]
     stop = [do("send", text="slow 900", until=20), do("stop"), do("settle"), do("reload"), do("resume")]
-    async with proxy(route, 7) as url:
+    async with proxy(route, version) as url:
         first, other, stopped, *uncut = await drive(
             [
-                visit(url, 7, "shared", *lost),
-                visit(url, 7, "shared", *second),
-                visit(url, 7, "stopped", *stop),
-                visit(f"{route}/7", 7, "direct", do("send", text="slow 40")),
+                visit(url, version, f"shared-{version}", *lost),
+                visit(url, version, f"shared-{version}", *second),
+                visit(url, version, f"stopped-{version}", *stop),
+                visit(f"{route}/{version}", version, "direct", do("send", text="slow 40")),
             ]
         )
-        await until_aborted(route, "stopped")
+        await until_aborted(route, f"stopped-{version}")
     whole = shown(uncut[0]["steps"][-1])
     assert first["steps"][0]["error"] == "terminated"
     assert shown(first["steps"][-1]) == shown(other["steps"][-1]) == whole
-    assert [request["aborted"] for request in await asked_in(route, "shared")] == [False]
+    assert [request["aborted"] for request in await asked_in(route, f"shared-{version}")] == [False]
     settled, _, resumed = (shown(step) for step in stopped["steps"][-3:])
     text = settled[-1]["parts"][-1]["text"]
     assert 0 < len(text.split()) < 900
@@ -212,57 +237,85 @@ async def test_an_answer_that_fails_says_so_and_keeps_its_text(route: str) -> No
         assert len(await asked_in(route, says)) == 1
 
 
-async def test_the_proxy_is_killed_and_comes_back(route: str, tmp_path: Path) -> None:
-    """What it had stored is there, and is said to be not the whole; the route knows that nobody listens."""
-    journal = f"sqlite:{tmp_path / 'chat.db'}"
-    body = {"id": "killed", "messages": [json.loads(json.dumps(user_dict("slow 900")))]}
-    async with httpx2.AsyncClient(trust_env=False, verify=False, timeout=20) as client:
-        async with running(journal, f"{route}/7") as (url, process):
-            seen = ""
-            try:
-                async with client.stream("POST", url, json=body) as response:
-                    async for piece in response.aiter_text():
-                        seen += piece
-                        if '"delta":"30 "' in seen:
-                            process.kill()
-                pytest.fail("the stream had a polite end")
-            except httpx2.RemoteProtocolError:
-                pass
-        await until_aborted(route, "killed")
-        async with running(journal, f"{route}/7") as (url, _):
-            with trio.fail_after(10):
-                while (await client.get(f"{url}/killed")).json()["turn"]["state"] == "running":
-                    await trio.sleep(0.05)
-            [result] = await drive([visit(url, 7, "killed", do("reload"), do("resume"))])
-    reloaded, resumed = result["steps"]
-    assert (resumed["status"], resumed["error"]) == (
-        "error",
-        "The server stopped before the answer was complete.",
-    )
-    text = resumed["messages"][-1]["parts"][-1]["text"]
-    words = text.split()
+LOST = "The server stopped before the answer was complete."
+
+
+@pytest.mark.parametrize("version", [6, 7])
+async def test_the_proxy_is_killed_and_comes_back(route: str, version: Any, tmp_path: Path) -> None:
+    """What it had stored is there, on the same page and on a new one, and is said to be not the whole.
+
+    The route knows that nobody listens.
+    """
+    chat_id = f"killed-{version}"
+    serving = partial(running, f"sqlite:{tmp_path / 'chat.db'}", f"{route}/{version}", version)
+    results: list[Json] = []
+    back = [do("wait", state="lost"), do("resume"), do("reload"), do("resume")]
+
+    async def use(url: str) -> None:
+        results.extend(await drive([visit(url, version, chat_id, do("send", text="slow 900"), *back)]))
+
+    async with trio.open_nursery() as nursery:
+        async with serving() as (url, process):
+            nursery.start_soon(use, url)
+            await until_written(f"{url}/{chat_id}", 30)
+            process.kill()
+            await process.wait()
+        await until_aborted(route, chat_id)
+        async with serving(port=httpx2.URL(url).port or 0) as (again, _):
+            assert again == url
+            while not results:
+                await trio.sleep(0.02)
+    [result] = results
+    sent, _, same_page, reloaded, new_page = result["steps"]
+    assert (sent["status"], sent["error"]) == ("error", "terminated")
+    for step in (same_page, new_page):
+        assert (step["status"], step["error"]) == ("error", LOST)
+    assert same_page["messages"] == reloaded["messages"] == new_page["messages"]
+    words = new_page["messages"][-1]["parts"][-1]["text"].split()
     assert words == [str(number) for number in range(len(words))]
-    assert 0 < len(words) < 900
-    assert anonymous(reloaded["messages"])[-1]["parts"] == anonymous(resumed["messages"])[-1]["parts"]
+    assert 30 <= len(words) < 900
 
 
-def user_dict(text: str) -> Json:
-    """A user's message as a client sends it."""
-    message = user_message(text)
-    return {"id": message.id, "role": message.role, "parts": message.parts}
+async def until_written(url: str, count: int) -> None:
+    """Wait until a chat's answer has so many words."""
+    async with httpx2.AsyncClient(trust_env=False, verify=False) as client:
+        with trio.fail_after(20):
+            while True:
+                response = await client.get(url)
+                if response.status_code == 200:
+                    parts = response.json()["messages"][-1]["parts"]
+                    if sum(len(part.get("text", "").split()) for part in parts) >= count:
+                        return
+                await trio.sleep(0.02)
 
 
 @asynccontextmanager
-async def running(journal: str, upstream: str) -> AsyncIterator[tuple[str, trio.Process]]:
+async def running(
+    journal: str, upstream: str, version: int, *, port: int = 0
+) -> AsyncIterator[tuple[str, trio.Process]]:
     """A proxy as a process; whatever is left of it is killed at the end."""
     async with trio.open_nursery() as nursery:
-        command = [sys.executable, str(HERE / "proxy_server.py"), journal, upstream]
+        command = [sys.executable, str(HERE / "proxy_server.py"), journal, upstream, str(version), str(port)]
         process = await nursery.start(partial(trio.run_process, command, stdout=subprocess.PIPE, check=False))
         try:
             with trio.fail_after(20):
                 line = b""
                 while not line.endswith(b"\n"):
-                    line += await process.stdout.receive_some(100)
+                    data = await process.stdout.receive_some(100)
+                    assert data, "the proxy ended before it listened"
+                    line += data
             yield f"{line.decode().strip()}/api/chat", process
         finally:
             process.kill()
+
+
+async def test_the_command_line_serves_a_route(route: str) -> None:
+    """A header that it names goes along."""
+    options = ["--protocol", "ui-stream", "--sdk-version", "7", "--forward-header", "cookie"]
+    async with open_served("--upstream", f"{route}/7", *options) as url:
+        recording = await record(url, "Grüße", chat_id="command", headers=HEADERS)
+    assert told(recording) == (200, "You said Grüße", ["finish", "[DONE]"])
+    [request] = await asked_in(route, "command")
+    assert request["headers"]["cookie"] == HEADERS["cookie"]
+    assert "authorization" not in request["headers"]
+    assert request["headers"]["x-penstock-turn"] == recording.message["id"]

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import re
 import shutil
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,6 +34,7 @@ from fault_upstream import (
     scripted,
     sends,
 )
+from served import open_served, told
 
 from parts import require
 from penstock import TurnState, open_hub
@@ -58,6 +57,7 @@ from penstock.wire.chunks import Error, Finish, TextDelta
 TESTS = Path(__file__).parent.parent
 MOCK = TESTS / "upstream" / "node_modules" / "@copilotkit" / "aimock" / "dist" / "cli.js"
 PLAIN = "Die naïve Forelle 🐟 schwamm stromauf,\n\nand that is all."
+ENDED = ["finish", "[DONE]"]
 
 
 @pytest.fixture(scope="module")
@@ -410,31 +410,49 @@ async def test_the_command_line_serves_an_upstream() -> None:
             server.requests.append(await read_request(stream))
 
     async with scripted(keep_alive) as server:
-        command = [sys.executable, "-m", "penstock", "serve", "--port", "0", "--journal", "memory:"]
-        command += ["--upstream", server.url, "--model", "m", "--thinking-s", "0.1"]
-        process = await trio.lowlevel.open_process(
-            command, stderr=subprocess.PIPE, env=os.environ | {"PENSTOCK_UPSTREAM_API_KEY": "sk-1"}
-        )
-        try:
-            assert process.stderr is not None
-            said = b""
-            while not (found := re.search(rb"listening on (\S+)", said)):
-                data = await process.stderr.receive_some()
-                assert data, said
-                said += data
+        options = ["--upstream", server.url, "--model", "m", "--thinking-s", "0.1"]
+        async with open_served(*options, PENSTOCK_UPSTREAM_API_KEY="sk-1") as url:
             for _ in range(2):
-                recording = await record(f"{found[1].decode()}/api/chat", "Hello")
+                recording = await record(url, "Hello")
                 assert [chunk.kind for chunk in recording.chunks][1:3] == ["data-thinking"] * 2
-                assert [part["text"] for part in recording.message["parts"] if part["type"] == "text"] == [
-                    "ok"
-                ]
-        finally:
-            process.terminate()
-            with trio.move_on_after(5, shield=True):
-                await process.wait()
+                assert told(recording) == (200, "ok", ENDED)
     assert connections == 1
     assert len(server.requests) == 2
     assert all(b"authorization: bearer sk-1" in request.lower() for request in server.requests)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "path"),
+    [("openai", "/v1/chat/completions"), ("responses", "/v1/responses"), ("anthropic", "/v1/messages")],
+)
+async def test_the_command_line_serves_a_models_api(mock_url: str, protocol: str, path: str) -> None:
+    """Of its host alone, by the protocol's usual path."""
+    host = mock_url.removesuffix("/v1")
+    options = ["--upstream", host, "--protocol", protocol, "--model", f"of-{protocol}"]
+    async with open_served(*options) as url, httpx2.AsyncClient(trust_env=False, verify=False) as client:
+        recording = await record(url, "plain")
+        *_, request = (await client.get(f"{host}/__aimock/journal")).json()
+    assert told(recording) == (200, PLAIN, ENDED)
+    assert recording.message["metadata"]["model"] == f"of-{protocol}"
+    assert (request["path"], request["body"]["model"]) == (path, f"of-{protocol}")
+
+
+async def test_the_command_line_serves_a_chat_service() -> None:
+    """A private gateway, with the id of its conversation."""
+    frames: list[dict[str, Any]] = [
+        {"kind": "conversation", "id": "c-17"},
+        *({"kind": "chunk", "text": f"{word} "} for word in PLAIN.split(" ")),
+        {"kind": "done", "finish_reason": "stop"},
+    ]
+    pieces = [chunked(b"data: %b\n\n" % json.dumps(frame).encode()) for frame in frames]
+    async with (
+        scripted(sends(HEAD, *pieces, chunked(b""))) as server,
+        open_served("--upstream", server.url, "--protocol", "chat") as url,
+    ):
+        recording = await record(url, "Why?")
+    assert told(recording) == (200, f"{PLAIN} ", ENDED)
+    assert recording.message["metadata"] == {"upstream": {"protocol": "chat", "id": "c-17"}}
+    assert server.requests[0].startswith(b"POST /v1/chat HTTP/1.1\r\n")
 
 
 @pytest.mark.parametrize(

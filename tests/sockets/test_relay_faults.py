@@ -162,7 +162,8 @@ FAULTS = {
     "always busy": Fault(answer_with(b"", status="529 Overloaded"), UpstreamStatusError),
     "a redirect to itself": Fault(redirect("/v1/chat/completions"), UpstreamRedirectError),
     "a redirect to nowhere": Fault(answer_with(b"", status="308 Moved"), UpstreamRedirectError),
-    "a redirect to no host": Fault(redirect("http://xn--.+/"), UpstreamUnreachableError),
+    "a redirect to no host": Fault(redirect("http://xn--.+/"), UpstreamRedirectError),
+    "a redirect to no port": Fault(redirect("http://[::1"), UpstreamRedirectError),
     "a redirect that drops the body": Fault(redirect("/", "303 See Other"), UpstreamRedirectError),
 }
 

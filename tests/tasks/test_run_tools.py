@@ -159,7 +159,10 @@ async def test_a_call_is_run_and_the_model_is_told() -> None:
 
 
 async def test_what_the_answers_cost_is_added_up() -> None:
-    """Also over two requests."""
+    """Also if two cost the same; and over two requests."""
+    same = [("get_weather", {"city": "Bern"})]
+    ran = await run(Scripted(same, same, "Rain.", usage=[7, 7, 7]), get_weather)
+    assert ran.message.metadata["usage"] == {"outputTokens": 21, "totalTokens": 300}
     kit: list[Any] = [tool(get_weather, approval=lambda given: given["city"] == "Bergen")]
     calls = [[("get_weather", {"city": city})] for city in ("Bern", "Bergen")]
     async with open_hub() as hub:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from message_parts import OUTCOMES, UNFINISHED, text, tool
 from penstock.limits import RELAY
 from penstock.relay.anthropic import AnthropicProtocol
 from penstock.relay.anthropic_messages import anthropic_conversation
@@ -22,16 +23,6 @@ from penstock.wire.messages import Role, UIMessage
 def translate(role: Role, *parts: dict[str, Any]) -> list[dict[str, Any]]:
     """Translate one message."""
     return anthropic_conversation([UIMessage(id="m", role=role, parts=list(parts))])[1]
-
-
-def text(words: str) -> dict[str, Any]:
-    """Make a text part."""
-    return {"type": "text", "text": words, "state": "done"}
-
-
-def tool(state: str, **fields: Any) -> dict[str, Any]:
-    """Make a tool part."""
-    return {"type": "tool-look", "toolCallId": "c1", "state": state, "input": {"at": "é"}, **fields}
 
 
 def block(words: str) -> dict[str, Any]:
@@ -104,16 +95,7 @@ def test_images_and_pdfs_go_along_and_other_files_are_mentioned(
     assert translate("user", file) == [{"role": "user", "content": [sent]}]
 
 
-@pytest.mark.parametrize(
-    ("part", "content", "failed"),
-    [
-        (tool("output-available", output={"n": [1, None]}), '{"n":[1,null]}', False),
-        (tool("output-available", output="as it is"), "as it is", False),
-        (tool("output-error", errorText="no view"), "no view", True),
-        (tool("output-denied"), "The user did not allow this tool call.", True),
-        ({**tool("output-available", output=1), "type": "dynamic-tool", "toolName": "look"}, "1", False),
-    ],
-)
+@pytest.mark.parametrize(("part", "content", "failed"), OUTCOMES)
 def test_a_finished_call_is_answered(part: dict[str, Any], content: str, failed: bool) -> None:
     """By the user, right after it."""
     result = {"type": "tool_result", "tool_use_id": "c1", "content": content}
@@ -124,12 +106,10 @@ def test_a_finished_call_is_answered(part: dict[str, Any], content: str, failed:
     ]
 
 
-@pytest.mark.parametrize(
-    "state", ["input-streaming", "input-available", "approval-requested", "approval-responded"]
-)
-def test_an_unfinished_call_is_left_out(state: str) -> None:
+@pytest.mark.parametrize("part", UNFINISHED)
+def test_an_unfinished_call_is_left_out(part: dict[str, Any]) -> None:
     """The API refuses a call without a result."""
-    assert translate("assistant", tool(state)) == []
+    assert translate("assistant", part) == []
 
 
 def test_results_come_before_what_the_user_says_next() -> None:

@@ -12,13 +12,11 @@ from penstock.errors import UpstreamError, UpstreamTooLongError, UpstreamTruncat
 from penstock.relay.anthropic import AnthropicTranslator
 from penstock.relay.part_writer import OPAQUE_CHARACTERS
 from penstock.relay.sentences import BAD_INPUT, BUSY, FAILED, NOT_UNDERSTOOD, TOO_LONG
-from penstock.wire.assembly import Assembly
 from penstock.wire.sse_parser import ServerSentEvent, SseParser
-from transcripts import Transcripts, brief, call, text, usage
+from transcripts import NO_EVENTS, UNUSABLE_INPUTS, Transcripts, brief, call, text, usage
 
 TRANSCRIPTS = Transcripts("anthropic", AnthropicTranslator)
-transcript, translate = TRANSCRIPTS.body, TRANSCRIPTS.translate
-make_translator = TRANSCRIPTS.make_translator
+transcript, make_translator = TRANSCRIPTS.body, TRANSCRIPTS.make_translator
 
 
 BEGIN: list[list[Any]] = [["start-step"], ["message-metadata", {"model": "claude-sonnet-4-5-20250929"}]]
@@ -156,20 +154,7 @@ def message_of(name: str) -> dict[str, Any]:
 @pytest.mark.parametrize("name", WHOLE)
 def test_an_answer_that_comes_whole_is_the_same(name: str) -> None:
     """The message without a stream makes the same message as all the events."""
-    chunks = translate([transcript(name)])
-    translator = make_translator()
-    whole = [*translator.feed_answer(json.dumps(message_of(name))), *translator.finish()]
-    messages = []
-    for written in (chunks, whole):
-        assembly = Assembly("m")
-        for chunk in written:
-            assembly.apply(chunk)
-        message = assembly.message()
-        # Sources may stand before or behind the text that cites them.
-        message["parts"].sort(key=lambda part: part["type"].startswith("source-"))
-        messages.append(message)
-    assert messages[0] == messages[1]
-    assert brief(whole)[-1] == brief(chunks)[-1]
+    TRANSCRIPTS.check_answer(name, message_of(name))
 
 
 def event(kind: str, **fields: Any) -> ServerSentEvent:
@@ -205,10 +190,7 @@ def run(*events: ServerSentEvent, **options: Any) -> list[list[Any]]:
     return shown[1:-2]
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    ['{"x":', '{"x":1,"x":2}', '{"__proto__":{}}', json.dumps("x" * 300_000), "[" * 100 + "]" * 100],
-)
+@pytest.mark.parametrize("arguments", UNUSABLE_INPUTS)
 def test_tool_input_that_no_client_takes_is_an_error_of_the_tool(arguments: str) -> None:
     """The turn goes on: the model may try again."""
     shown = run(*tool(0, arguments), *tool(1, "{}", "d"))
@@ -294,7 +276,7 @@ def test_an_error_has_a_sentence_for_the_user(error: object, sentence: str) -> N
         assert caught.value.error_text == sentence
 
 
-@pytest.mark.parametrize("data", ["ping", "[]", "1", '{"a": ' * 100 + "1" + "}" * 100, '"\\ud800"', "\ud800"])
+@pytest.mark.parametrize("data", NO_EVENTS)
 def test_an_event_of_another_shape_is_an_upstream_error(data: str) -> None:
     """Never an exception of a library, whatever comes."""
     for feed in FEEDS:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from message_parts import OUTCOMES, UNFINISHED, text, tool
 from penstock.relay.openai_messages import openai_messages
 from penstock.wire.messages import Role, UIMessage
 
@@ -13,16 +14,6 @@ from penstock.wire.messages import Role, UIMessage
 def translate(role: Role, *parts: dict[str, Any]) -> list[dict[str, Any]]:
     """Translate one message."""
     return openai_messages([UIMessage(id="m", role=role, parts=list(parts))])
-
-
-def text(words: str) -> dict[str, Any]:
-    """Make a text part."""
-    return {"type": "text", "text": words, "state": "done"}
-
-
-def tool(state: str, **fields: Any) -> dict[str, Any]:
-    """Make a tool part."""
-    return {"type": "tool-look", "toolCallId": "c1", "state": state, "input": {"at": "é"}, **fields}
 
 
 CALL = {"id": "c1", "type": "function", "function": {"name": "look", "arguments": '{"at":"é"}'}}
@@ -77,18 +68,8 @@ def test_another_file_is_mentioned(file: dict[str, Any], name: str) -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    ("part", "content"),
-    [
-        (tool("output-available", output={"n": [1, None]}), '{"n":[1,null]}'),
-        (tool("output-available", output="as it is"), "as it is"),
-        (tool("output-available", output=None), "null"),
-        (tool("output-error", errorText="no view"), "no view"),
-        (tool("output-denied"), "The user did not allow this tool call."),
-        ({**tool("output-available", output=1), "type": "dynamic-tool", "toolName": "look"}, "1"),
-    ],
-)
-def test_a_finished_call_is_answered(part: dict[str, Any], content: str) -> None:
+@pytest.mark.parametrize(("part", "content", "_"), OUTCOMES)
+def test_a_finished_call_is_answered(part: dict[str, Any], content: str, _: bool) -> None:
     """Every call has its answer, and the text after it is another message of the assistant."""
     assert translate("assistant", text("Wait."), part, text("Done.")) == [
         {"role": "assistant", "content": "Wait.", "tool_calls": [CALL]},
@@ -97,12 +78,10 @@ def test_a_finished_call_is_answered(part: dict[str, Any], content: str) -> None
     ]
 
 
-@pytest.mark.parametrize(
-    "state", ["input-streaming", "input-available", "approval-requested", "approval-responded"]
-)
-def test_an_unfinished_call_is_left_out(state: str) -> None:
+@pytest.mark.parametrize("part", UNFINISHED)
+def test_an_unfinished_call_is_left_out(part: dict[str, Any]) -> None:
     """A server refuses a call without an answer."""
-    assert translate("assistant", tool(state)) == []
+    assert translate("assistant", part) == []
 
 
 def test_parallel_calls_stay_together_and_steps_apart() -> None:

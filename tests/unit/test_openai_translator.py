@@ -12,7 +12,7 @@ from penstock.relay.openai import CompletionTranslator
 from penstock.relay.openai_messages import PASSED_BACK
 from penstock.relay.sentences import ANSWER_TOO_LONG, BAD_INPUT, BUSY, FAILED, NOT_UNDERSTOOD, TOO_LONG
 from penstock.wire.sse_parser import ServerSentEvent, SseParser
-from transcripts import Transcripts, brief, usage
+from transcripts import NO_EVENTS, UNUSABLE_INPUTS, Transcripts, brief, usage
 
 TRANSCRIPTS = Transcripts("openai", CompletionTranslator)
 transcript, translate = TRANSCRIPTS.body, TRANSCRIPTS.translate
@@ -360,10 +360,7 @@ def test_calls_without_ids_get_their_own() -> None:
     assert [chunk[1] for chunk in run(*same) if chunk[0] == "tool-input-available"] == ["a", "made-1"]
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    ['{"x":', '{"x":1,"x":2}', '{"__proto__":{}}', json.dumps("x" * 300_000), "[" * 100 + "]" * 100],
-)
+@pytest.mark.parametrize("arguments", UNUSABLE_INPUTS)
 def test_tool_input_that_no_client_takes_is_an_error_of_the_tool(arguments: str) -> None:
     """The turn goes on: a client may let the model try again."""
     assert run(call(index=0, id="a", function={"name": "f", "arguments": arguments}))[-1] == [
@@ -456,16 +453,12 @@ def test_an_error_event_has_a_sentence_for_the_user(error: object, sentence: str
 @pytest.mark.parametrize(
     "data",
     [
-        "ping",
-        "[]",
-        "1",
+        *NO_EVENTS,
         '{"choices": 1}',
         '{"choices": [{"delta": []}]}',
         '{"choices": [{"delta": {"tool_calls": [1]}}]}',
         '{"choices"',
-        '{"a": ' * 100 + "1" + "}" * 100,
         '{"choices":[{"delta":{"content":"\\ud800"}}]}',
-        "\ud800",
     ],
 )
 def test_an_event_of_another_shape_is_an_upstream_error(data: str) -> None:

@@ -8,6 +8,7 @@ import httpx2
 import msgspec
 import pytest
 
+from message_parts import OUTCOMES, UNFINISHED, text, tool
 from penstock.relay.responses_messages import responses_input
 from penstock.relay.responses_protocol import ResponsesProtocol
 from penstock.relay.tool_schema import ToolSchema
@@ -18,16 +19,6 @@ from penstock.wire.messages import Role, UIMessage
 def translate(role: Role, *parts: dict[str, Any]) -> list[dict[str, Any]]:
     """Translate one message."""
     return responses_input([UIMessage(id="m", role=role, parts=list(parts))])
-
-
-def text(words: str, **fields: Any) -> dict[str, Any]:
-    """Make a text part."""
-    return {"type": "text", "text": words, "state": "done", **fields}
-
-
-def tool(state: str, **fields: Any) -> dict[str, Any]:
-    """Make a tool part."""
-    return {"type": "tool-look", "toolCallId": "c1", "state": state, "input": {"at": "é"}, **fields}
 
 
 def reasoning(words: str, **kept: str) -> dict[str, Any]:
@@ -90,17 +81,8 @@ def test_another_file_is_mentioned(file: dict[str, Any]) -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    ("part", "output"),
-    [
-        (tool("output-available", output={"n": [1, None]}), '{"n":[1,null]}'),
-        (tool("output-available", output="as it is"), "as it is"),
-        (tool("output-error", errorText="no view"), "no view"),
-        (tool("output-denied"), "The user did not allow this tool call."),
-        ({**tool("output-available", output=1), "type": "dynamic-tool", "toolName": "look"}, "1"),
-    ],
-)
-def test_a_finished_call_is_answered(part: dict[str, Any], output: str) -> None:
+@pytest.mark.parametrize(("part", "output", "_"), OUTCOMES)
+def test_a_finished_call_is_answered(part: dict[str, Any], output: str, _: bool) -> None:
     """Every call has its output right after it."""
     assert translate("assistant", text("Wait."), part, text("Done.")) == [
         {"role": "assistant", "content": "Wait."},
@@ -110,12 +92,10 @@ def test_a_finished_call_is_answered(part: dict[str, Any], output: str) -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    "state", ["input-streaming", "input-available", "approval-requested", "approval-responded"]
-)
-def test_an_unfinished_call_is_left_out(state: str) -> None:
+@pytest.mark.parametrize("part", UNFINISHED)
+def test_an_unfinished_call_is_left_out(part: dict[str, Any]) -> None:
     """A server refuses a call without an output."""
-    assert translate("assistant", tool(state)) == []
+    assert translate("assistant", part) == []
 
 
 def test_parallel_calls_stay_together_and_steps_apart() -> None:

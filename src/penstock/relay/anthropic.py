@@ -27,19 +27,20 @@ from typing import Any, Final
 import httpx2
 
 from penstock.errors import (
-    RemoteProtocolError,
     UpstreamTooLongError,
     UpstreamTruncatedError,
     UpstreamUnreadableError,
 )
 from penstock.limits import RELAY, WIRE, WireLimits
 from penstock.relay.anthropic_messages import anthropic_conversation, anthropic_tools
+from penstock.relay.event_object import read_object
+from penstock.relay.model_calls import call_ids
 from penstock.relay.part_writer import BLOCKS, OPAQUE_CHARACTERS, PartWriter, usage_metadata
 from penstock.relay.sentences import reported_failure
 from penstock.relay.tool_schema import ToolSchema, add_tools
 from penstock.turns.turn import Turn
 from penstock.wire.chunks import AnyChunk, FinishReason, ProviderMetadata, ReasoningStart, TextStart
-from penstock.wire.codec import decode_json, encode_json
+from penstock.wire.codec import encode_json
 from penstock.wire.messages import UIMessage
 from penstock.wire.sse_parser import ServerSentEvent
 
@@ -105,8 +106,7 @@ class AnthropicProtocol:
 
     def translator(self, turn: Turn) -> AnthropicTranslator:
         """Return a translator whose tool calls have other ids than those that the turn has already."""
-        taken = {part["toolCallId"] for part in turn.message.parts if "toolCallId" in part}
-        return AnthropicTranslator(limits=self._limits, taken=taken)
+        return AnthropicTranslator(limits=self._limits, taken=call_ids(turn.message.parts))
 
 
 class AnthropicTranslator:
@@ -147,7 +147,7 @@ class AnthropicTranslator:
         """
         if self.ended:
             return []
-        value = self._read(event.data)
+        value = read_object(event.data, self._limits)
         match value.get("type") or event.event:
             case "error":
                 raise reported_failure(value.get("error"))
@@ -172,7 +172,7 @@ class AnthropicTranslator:
         Raises:
             UpstreamError: if it is an error, or no message.
         """
-        message = self._read(body)
+        message = read_object(body, self._limits)
         if message.get("type") == "error" or message.get("error"):
             raise reported_failure(message.get("error"))
         if not isinstance(content := message.get("content"), list):
@@ -198,15 +198,6 @@ class AnthropicTranslator:
                 )
             self._end()
         return self._writer.take()
-
-    def _read(self, data: str) -> dict[str, Any]:
-        try:
-            value = decode_json(data.encode(), limits=self._limits, max_bytes=self._limits.sse_event_bytes)
-        except (RemoteProtocolError, UnicodeEncodeError) as exc:
-            raise UpstreamUnreadableError(f"an event can't be read: {exc}") from exc
-        if not isinstance(value, dict):
-            raise UpstreamUnreadableError("an event is not an object")
-        return value
 
     def _begin(self, message: Any) -> None:
         message = message if isinstance(message, dict) else {}

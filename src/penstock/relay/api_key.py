@@ -30,6 +30,11 @@ def redacted(text: str, api_key: str) -> str:
     return (text.replace(api_key, "[key]") if api_key else text)[:LOGGED]
 
 
+def bearer(api_key: str) -> dict[str, str]:
+    """Return the header that sends a key as a bearer token; none for an empty key."""
+    return {"authorization": f"Bearer {api_key}"} if api_key else {}
+
+
 def checked_api_key(url: httpx2.URL, api_key: str | None) -> str:
     """Return the key to use: the caller's, or the environment's where the caller gave None.
 

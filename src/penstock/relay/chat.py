@@ -37,6 +37,8 @@ import httpx2
 
 from penstock.errors import RemoteProtocolError, UpstreamTruncatedError, UpstreamUnreadableError
 from penstock.limits import WIRE, WireLimits
+from penstock.relay.api_key import bearer
+from penstock.relay.event_object import read_object
 from penstock.relay.part_writer import PartWriter, usage_metadata
 from penstock.relay.recovery import Missing, Recovered, RecoveryRequest
 from penstock.relay.rest import Written, rest_of
@@ -83,7 +85,7 @@ class ChatProtocol:
 
     def headers(self, turn: Turn, api_key: str) -> Mapping[str, str]:
         """Return the key as a bearer token."""
-        return _headers(api_key)
+        return bearer(api_key)
 
     def body(self, turn: Turn) -> bytes:
         """Return the request: the user's text, and the whole conversation."""
@@ -109,7 +111,7 @@ class ChatProtocol:
 
     def recoverer(self, base_url: httpx2.URL, api_key: str) -> ChatRecoverer:
         """Return who asks for the rest of an answer that broke off."""
-        return ChatRecoverer(self.url(base_url), _headers(api_key), limits=self._limits)
+        return ChatRecoverer(self.url(base_url), bearer(api_key), limits=self._limits)
 
 
 class ChatTranslator:
@@ -138,7 +140,7 @@ class ChatTranslator:
         if event.data.strip() == _DONE:
             self._end({})
         else:
-            frame = _read_object(event.data, self._limits)
+            frame = read_object(event.data, self._limits)
             self._translate(frame.get("kind", frame.get("type")), frame)
         return self._writer.take()
 
@@ -148,7 +150,7 @@ class ChatTranslator:
         Raises:
             UpstreamError: if it reports a failure, or has no text.
         """
-        answer = _read_object(body, self._limits)
+        answer = read_object(body, self._limits)
         if answer.get("error"):
             raise reported_failure(answer["error"])
         if (text := _text(answer)) is None:
@@ -262,10 +264,6 @@ class ChatRecoverer:
         return Missing.NOT_YET
 
 
-def _headers(api_key: str) -> Mapping[str, str]:
-    return {"authorization": f"Bearer {api_key}"} if api_key else {}
-
-
 def _text(value: dict[str, Any]) -> str | None:
     return next(
         (value[name] for name in ("text", "content", "delta") if isinstance(value.get(name), str)), None
@@ -278,23 +276,12 @@ def _folded(text: str) -> str:
 
 
 def _turns(body: bytes, limits: WireLimits) -> list[dict[str, Any]]:
-    value = _read(body, limits, len(body))
+    try:
+        value = decode_json(body, limits=limits, max_bytes=len(body))
+    except RemoteProtocolError as exc:
+        raise UpstreamUnreadableError(f"the conversation can't be read: {exc}") from exc
     if isinstance(value, dict):
         value = value.get("turns")
     if not isinstance(value, list):
         raise UpstreamUnreadableError("the conversation has no list of turns")
     return [turn for turn in value if isinstance(turn, dict)]
-
-
-def _read_object(data: str, limits: WireLimits) -> dict[str, Any]:
-    value = _read(data.encode(), limits, limits.sse_event_bytes)
-    if not isinstance(value, dict):
-        raise UpstreamUnreadableError("a frame is not an object")
-    return value
-
-
-def _read(data: bytes, limits: WireLimits, max_bytes: int) -> Any:
-    try:
-        return decode_json(data, limits=limits, max_bytes=max_bytes)
-    except RemoteProtocolError as exc:
-        raise UpstreamUnreadableError(f"a frame can't be read: {exc}") from exc

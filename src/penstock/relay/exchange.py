@@ -28,7 +28,7 @@ from penstock.errors import (
     UpstreamUnreachableError,
     UpstreamUnreadableError,
 )
-from penstock.http import open_body, retry_after_s
+from penstock.http import open_body, redirect_url, retry_after_s
 from penstock.limits import Limits
 from penstock.relay.api_key import redacted
 from penstock.relay.proof_of_life import ProofOfLife
@@ -135,7 +135,7 @@ class Exchange:
                 raise UpstreamUnreachableError(
                     f"{self!r} took no connection in {self._limits.connect_s:g} s"
                 ) from exc
-            except (httpx2.HTTPError, ValueError) as exc:  # the latter for a redirect to no host
+            except httpx2.HTTPError as exc:
                 raise UpstreamUnreachableError(
                     f"{self!r} could not be asked: {type(exc).__name__}: {exc}"
                 ) from exc
@@ -157,10 +157,9 @@ class Exchange:
         """Return where a redirect leads, within the origin: nobody else gets the key, or the conversation."""
         if response.status_code not in _KEEPING_REDIRECTS:
             raise self._redirect_error(response, "redirects to where nothing can be posted")
-        try:
-            there = url.join(response.headers["location"])
-        except (KeyError, httpx2.InvalidURL):
-            raise self._redirect_error(response, "redirects to nowhere") from None
+        there = redirect_url(response)
+        if there is None:
+            raise self._redirect_error(response, "redirects to nowhere")
         if _origin(there) != _origin(url):
             raise self._redirect_error(
                 response,
@@ -296,5 +295,6 @@ def _translate(
     return chunks, None
 
 
-def _origin(url: httpx2.URL) -> tuple[str, str, int | None]:
-    return url.scheme, url.host, url.port
+def _origin(url: httpx2.URL) -> tuple[str, bytes, int | None]:
+    # The raw host: an international one that can't be decoded is another host's all the same.
+    return url.scheme, url.raw_host, url.port

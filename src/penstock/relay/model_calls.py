@@ -7,7 +7,7 @@ Calls without an outcome are left out: every call must have one, or the request 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from penstock.wire.codec import encode_json
@@ -33,6 +33,11 @@ class ModelCall(NamedTuple):
     parts: list[dict[str, Any]]
     """Text and reasoning, as they stand in the message."""
     outcomes: list[ToolOutcome]
+
+
+def call_ids(parts: Iterable[Mapping[str, Any]]) -> set[str]:
+    """Return the ids of the tool calls among a message's parts."""
+    return {str(part["toolCallId"]) for part in parts if "toolCallId" in part}
 
 
 def model_calls(parts: Sequence[dict[str, Any]]) -> Iterator[ModelCall]:

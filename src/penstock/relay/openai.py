@@ -18,7 +18,6 @@ Source: the API reference of OpenAI, "Chat Completions: streaming", and those of
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -34,13 +33,16 @@ from penstock.errors import (
     UpstreamUnreadableError,
 )
 from penstock.limits import WIRE, WireLimits
+from penstock.relay.api_key import bearer
+from penstock.relay.event_object import read_object
+from penstock.relay.model_calls import call_ids
 from penstock.relay.openai_messages import PASSED_BACK, openai_messages, openai_tools
-from penstock.relay.part_writer import CALLS, PartKind, PartWriter, usage_metadata
+from penstock.relay.part_writer import CALLS, PartKind, PartWriter, make_call_id, usage_metadata
 from penstock.relay.sentences import FAILED, reported_failure
 from penstock.relay.tool_schema import ToolSchema, add_tools
 from penstock.turns.turn import Turn
 from penstock.wire.chunks import AnyChunk, FinishReason, ReasoningStart, TextStart
-from penstock.wire.codec import convert, decode_json, encode_json
+from penstock.wire.codec import convert, encode_json
 from penstock.wire.messages import UIMessage
 from penstock.wire.sse_parser import ServerSentEvent
 
@@ -130,7 +132,7 @@ class OpenAIProtocol:
 
     def headers(self, turn: Turn, api_key: str) -> dict[str, str]:
         """Return the key as a bearer token."""
-        return {"authorization": f"Bearer {api_key}"} if api_key else {}
+        return bearer(api_key)
 
     def body(self, turn: Turn) -> bytes:
         """Return the request about the turn's conversation."""
@@ -149,8 +151,7 @@ class OpenAIProtocol:
 
     def translator(self, turn: Turn) -> CompletionTranslator:
         """Return a translator whose tool calls have other ids than those that the turn has already."""
-        taken = {part["toolCallId"] for part in turn.message.parts if "toolCallId" in part}
-        return CompletionTranslator(limits=self._limits, taken=taken)
+        return CompletionTranslator(limits=self._limits, taken=call_ids(turn.message.parts))
 
 
 class CompletionTranslator:
@@ -167,7 +168,7 @@ class CompletionTranslator:
         *,
         limits: WireLimits = WIRE,
         taken: Collection[str] = (),
-        make_id: Callable[[], str] = lambda: f"call_{secrets.token_hex(12)}",
+        make_id: Callable[[], str] = make_call_id,
     ) -> None:
         self._limits = limits
         self._writer = PartWriter(limits=limits, taken=taken, make_id=make_id)
@@ -228,14 +229,12 @@ class CompletionTranslator:
         return self._writer.take()
 
     def _read(self, data: str) -> _Completion:
+        value = read_object(data, self._limits)
+        if value.get("error") or value.get("object") == "error":
+            raise reported_failure(value.get("error") or value)
         try:
-            value = decode_json(data.encode(), limits=self._limits, max_bytes=self._limits.sse_event_bytes)
-            if not isinstance(value, dict):
-                raise UpstreamUnreadableError("an event is not an object")
-            if value.get("error") or value.get("object") == "error":
-                raise reported_failure(value.get("error") or value)
             return convert(value, _Completion, "the upstream's event")
-        except (RemoteProtocolError, UnicodeEncodeError) as exc:
+        except RemoteProtocolError as exc:
             raise UpstreamUnreadableError(f"an event can't be read: {exc}") from exc
 
     def _note_finish(self, reason: str) -> None:

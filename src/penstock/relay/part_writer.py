@@ -76,6 +76,11 @@ UPSTREAM_TOOL = "data-upstream-tool"
 PartKind: TypeAlias = type[TextStart] | type[ReasoningStart]
 
 
+def make_call_id() -> str:
+    """Make the id of a tool call that came without one."""
+    return f"call_{secrets.token_hex(12)}"
+
+
 class _Part:
     """A text or reasoning part."""
 
@@ -114,7 +119,7 @@ class PartWriter:
         *,
         limits: WireLimits = WIRE,
         taken: Collection[str] = (),
-        make_id: Callable[[], str] = lambda: f"call_{secrets.token_hex(12)}",
+        make_id: Callable[[], str] = make_call_id,
     ) -> None:
         self._limits = limits
         self._make_id = make_id

@@ -21,30 +21,28 @@ Source: the API reference of OpenAI, "Responses" and "Responses: streaming event
 from __future__ import annotations
 
 import re
-import secrets
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, Final
 
 from msgspec import UNSET, UnsetType
 
 from penstock.errors import (
-    RemoteProtocolError,
     UpstreamTooLongError,
     UpstreamTruncatedError,
     UpstreamUnreadableError,
 )
 from penstock.limits import WIRE, WireLimits
-from penstock.relay.part_writer import BLOCKS, OPAQUE_CHARACTERS, PartWriter, usage_metadata
+from penstock.relay.event_object import read_object
+from penstock.relay.part_writer import BLOCKS, OPAQUE_CHARACTERS, PartWriter, make_call_id, usage_metadata
 from penstock.relay.sentences import reported_failure
 from penstock.wire.chunks import AnyChunk, FinishReason, ProviderMetadata, ReasoningStart, TextStart
-from penstock.wire.codec import decode_json
 from penstock.wire.sse_parser import ServerSentEvent
 
 NAME: Final = "responses"
 
 _DONE = "[DONE]"
-RESPONSE_ID = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9_.:-]{1,256}")
-"""An id that may stand in a URL's path."""
+RESPONSE_ID = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9_.:=-]{1,1024}")
+"""An id that may stand in a URL's path. A gateway's, which says in it where the response is, may have 500 characters."""
 
 _INCOMPLETE: dict[str, FinishReason] = {"max_output_tokens": "length", "content_filter": "content-filter"}
 _PROSE = ("text", "summary", "reasoning")
@@ -65,7 +63,7 @@ class ResponsesTranslator:
         *,
         limits: WireLimits = WIRE,
         taken: Collection[str] = (),
-        make_id: Callable[[], str] = lambda: f"call_{secrets.token_hex(12)}",
+        make_id: Callable[[], str] = make_call_id,
     ) -> None:
         self._limits = limits
         self._writer = PartWriter(limits=limits, taken=taken, make_id=make_id)
@@ -90,7 +88,7 @@ class ResponsesTranslator:
         """
         if self.ended or event.data.strip() == _DONE:
             return []
-        value = self._read(event.data)
+        value = read_object(event.data, self._limits)
         kind = value.get("type") or event.event
         if kind == "error" or isinstance(value.get("error"), dict):
             raise reported_failure(value.get("error") or value)
@@ -106,7 +104,7 @@ class ResponsesTranslator:
         Raises:
             UpstreamError: if it failed, or is no response.
         """
-        response = self._read(body)
+        response = read_object(body, self._limits)
         if not isinstance(response.get("status"), str) and not isinstance(response.get("output"), list):
             raise (
                 reported_failure(response["error"])
@@ -125,15 +123,6 @@ class ResponsesTranslator:
         if not self.ended:
             raise UpstreamTruncatedError("the stream ended before the response was completed")
         return []
-
-    def _read(self, data: str) -> dict[str, Any]:
-        try:
-            value = decode_json(data.encode(), limits=self._limits, max_bytes=self._limits.sse_event_bytes)
-        except (RemoteProtocolError, UnicodeEncodeError) as exc:
-            raise UpstreamUnreadableError(f"an event can't be read: {exc}") from exc
-        if not isinstance(value, dict):
-            raise UpstreamUnreadableError("an event is not an object")
-        return value
 
     def _note_response(self, response: dict[str, Any]) -> None:
         """Take in what an event says of the whole response: who it is, and whether and how it is over."""

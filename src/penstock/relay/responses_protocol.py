@@ -15,6 +15,8 @@ from typing import Any
 import httpx2
 
 from penstock.limits import WIRE, WireLimits
+from penstock.relay.api_key import bearer
+from penstock.relay.model_calls import call_ids
 from penstock.relay.recovery import Missing, Recovered, RecoveryRequest
 from penstock.relay.responses import NAME, RESPONSE_ID, ResponsesTranslator
 from penstock.relay.responses_messages import responses_input, responses_tools
@@ -49,7 +51,7 @@ class ResponsesProtocol:
 
     def headers(self, turn: Turn, api_key: str) -> Mapping[str, str]:
         """Return the key as a bearer token."""
-        return _authorization(api_key)
+        return bearer(api_key)
 
     def body(self, turn: Turn) -> bytes:
         """Return the request about the turn's conversation."""
@@ -68,12 +70,11 @@ class ResponsesProtocol:
 
     def translator(self, turn: Turn) -> ResponsesTranslator:
         """Return a translator whose tool calls have other ids than those that the turn has already."""
-        taken = {part["toolCallId"] for part in turn.message.parts if "toolCallId" in part}
-        return ResponsesTranslator(limits=self._limits, taken=taken)
+        return ResponsesTranslator(limits=self._limits, taken=call_ids(turn.message.parts))
 
     def recoverer(self, base_url: httpx2.URL, api_key: str) -> ResponsesRecoverer:
         """Return who asks for the rest of an answer that broke off."""
-        return ResponsesRecoverer(self.url(base_url), _authorization(api_key), limits=self._limits)
+        return ResponsesRecoverer(self.url(base_url), bearer(api_key), limits=self._limits)
 
 
 class ResponsesRecoverer:
@@ -105,7 +106,3 @@ class ResponsesRecoverer:
         if not translator.ended:
             return Missing.NOT_YET
         return rest_of(chunks, written)
-
-
-def _authorization(api_key: str) -> dict[str, str]:
-    return {"authorization": f"Bearer {api_key}"} if api_key else {}

@@ -14,6 +14,7 @@ from typing import Any
 from msgspec import UNSET
 
 from penstock.errors import UpstreamTruncatedError
+from penstock.relay.model_calls import call_ids
 from penstock.turns.runner import INTERRUPTED
 from penstock.turns.turn import Turn
 from penstock.wire.chunks import (
@@ -52,7 +53,7 @@ class Written:
         self.begun = bool(begins)
         first = begins[-1] + 1 if begins else 0
         self.parts = parts[first:]
-        self.earlier_calls = {str(part.get("toolCallId")) for part in parts[:first] if "toolCallId" in part}
+        self.earlier_calls = call_ids(parts[:first])
         self.calls = {str(part["toolCallId"]): part for part in self.parts if "toolCallId" in part}
         self.in_step = in_step
         self.open_text = [end.id for end in open_text_ends if isinstance(end, TextEnd)]

@@ -57,7 +57,7 @@ class Model(typing.Protocol):
     async def ask(self, turn: Turn, messages: Sequence[UIMessage], tools: Sequence[ToolSchema]) -> None:
         """Ask once, and write the whole answer into the turn: tool calls with their input, and without an output.
 
-        What this answer cost may be said in the message's metadata as `{"usage": {…}}`; the loop adds answers up.
+        What this answer cost may be said in the metadata of its `Finish`, as `{"usage": {…}}`; the loop adds answers up.
 
         Args:
             turn: where to write. Not what to ask about: its own message so far is the last of `messages`.
@@ -181,10 +181,13 @@ async def run_tools(
     for _ in range(max_steps):
         if any(part.get("state") == "approval-requested" for part in turn.message.parts):
             return
-        known, spent = len(turn.message.parts), _usage(turn)
+        known, spent = len(turn.message.parts), _usage(turn.message.metadata)
+        turn.finish_metadata = None
         await model.ask(turn, _conversation(turn), kit.schemas)
-        if spent and (usage := _usage(turn)) != spent:
-            await turn.metadata({"usage": {key: count + spent.get(key, 0) for key, count in usage.items()}})
+        usage = _usage(turn.finish_metadata)
+        if spent and usage:
+            both = {key: spent.get(key, 0) + usage.get(key, 0) for key in spent | usage}
+            await turn.metadata({"usage": both})
         made = {part["toolCallId"] for part in turn.message.parts[known:] if _is_ours(part)}
         if not made:
             return
@@ -261,9 +264,9 @@ def _conversation(turn: Turn) -> list[UIMessage]:
     return [*messages, message] if message.parts else messages
 
 
-def _usage(turn: Turn) -> dict[str, int]:
-    """Return what the message's metadata says that it cost."""
-    usage = turn.message.metadata.get("usage") if isinstance(turn.message.metadata, dict) else None
+def _usage(metadata: Any) -> dict[str, int]:
+    """Return what a message's metadata says that it cost."""
+    usage = metadata.get("usage") if isinstance(metadata, dict) else None
     return (
         {key: count for key, count in usage.items() if type(count) is int} if isinstance(usage, dict) else {}
     )

@@ -11,6 +11,7 @@ checked, chunk by chunk, and passed on as it is, with these exceptions:
 | fields that the client's schema does not name | are left out, as the client ignores them |
 | what a continued turn has already: a denial or an approval that the client's request said | is left out |
 | a tool call's `dynamic` that changes from chunk to chunk | is as in the call's first chunk |
+| steps that begin within a step, of streams merged at the same time | are one: the first's begin to the last's end |
 | `tool-output-error` after `tool-input-error` of the same call | is left out: it says the same again |
 
 A kind of chunk that is not known, because a later version of the AI SDK made it, is an error: an answer without it would
@@ -165,6 +166,8 @@ class UiStreamTranslator:
         self.ended = False
         """Whether `[DONE]` came. What is fed then is ignored."""
         self._finished = False
+        self._steps = 0
+        """How many are open, one within the other."""
         self._dynamic: dict[str, bool] = {}
         """By tool call, what its first chunk said."""
         self._bad_inputs: set[str] = set()
@@ -241,6 +244,12 @@ class UiStreamTranslator:
     def _level(self, chunk: AnyChunk) -> AnyChunk | None:
         """Return the chunk as the grammar wants it; None for one that says nothing new."""
         match chunk:
+            case StartStep():
+                self._steps += 1
+                return chunk if self._steps == 1 else None
+            case FinishStep():
+                self._steps -= 1
+                return None if self._steps > 0 else chunk
             case ToolInputStart() | ToolInputAvailable() | ToolInputError():
                 dynamic = self._dynamic.setdefault(chunk.tool_call_id, chunk.dynamic is True)
                 if isinstance(chunk, ToolInputError):
