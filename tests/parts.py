@@ -1,8 +1,9 @@
-"""The real parts that some tests drive (npm packages, browsers, programs), and what happens where one is missing."""
+"""The real parts that some tests drive (npm packages, browsers, programs), what happens where one is missing, and ports."""
 
 from __future__ import annotations
 
 import os
+import socket
 
 import pytest
 
@@ -20,3 +21,11 @@ def require(part: str, how: str, found: bool) -> None:
         if os.environ.get("CI"):
             pytest.fail(message, pytrace=False)
         pytest.skip(message)
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port

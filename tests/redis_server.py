@@ -1,75 +1,44 @@
-"""A Redis of the tests' own: a real process on a free port of the loopback, in a folder of its own."""
+"""A Redis of the tests' own."""
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
 import socket
-import subprocess
-import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from engine_server import EngineServer, running
 from parts import require
 
 
-class RedisServer:
+class RedisServer(EngineServer):
     """A Redis. Everything that it is asked to keep is on its disk before it answers."""
 
+    stored = "appendonlydir"
+
     def __init__(self, folder: str, *options: str) -> None:
-        self._folder = folder
+        super().__init__(folder)
         self._options = options
-        self._process: subprocess.Popen[bytes] | None = None
-        self.port = free_port()
 
-    def url(self, prefix: str = "penstock:") -> str:
-        """Return a journal's URL."""
-        return f"redis://127.0.0.1:{self.port}/0?prefix={prefix}"
+    def url(self, place: str = "penstock", *, port: int | None = None) -> str:
+        """Return a journal's URL; the place is the beginning of its keys, before a colon."""
+        return f"redis://127.0.0.1:{port or self.port}/0?prefix={place}:"
 
-    def start(self) -> None:
-        """Start it, or start it again with what it had, and wait until it answers."""
-        self._process = subprocess.Popen(
-            [
-                "redis-server", "--bind", "127.0.0.1", "--port", str(self.port), "--dir", self._folder,
-                "--save", "", "--appendonly", "yes", "--appendfsync", "always",
-                *self._options,
-            ],
-            stdout=subprocess.DEVNULL,
-        )  # fmt: skip
-        for _ in range(500):
-            try:
-                if self.command("PING") == b"+PONG\r\n":
-                    return
-            except OSError:
-                pass
-            time.sleep(0.01)
-        raise AssertionError("redis-server did not start")
+    def command_line(self) -> list[str]:
+        """Write every command to the disk, and nothing else."""
+        return [
+            "redis-server", "--bind", "127.0.0.1", "--port", str(self.port), "--dir", self._folder,
+            "--save", "", "--appendonly", "yes", "--appendfsync", "always",
+            *self._options,
+        ]  # fmt: skip
 
-    def signal(self, number: signal.Signals) -> None:
-        """Send it a signal."""
-        assert self._process is not None
-        self._process.send_signal(number)
+    def answers(self) -> bool:
+        """Ask it; one that wants a password first can be used too."""
+        return self.command("PING").startswith((b"+PONG", b"-NOAUTH"))
 
-    def kill(self) -> None:
-        """Kill it: nothing is written any more."""
-        assert self._process is not None
-        self._process.send_signal(signal.SIGCONT)
-        self._process.kill()
-        self._process.wait()
-
-    def keep(self) -> None:
-        """Copy what is on its disk now, for `set_back`."""
-        shutil.rmtree(f"{self._folder}/kept", ignore_errors=True)
-        shutil.copytree(f"{self._folder}/appendonlydir", f"{self._folder}/kept")
-
-    def set_back(self) -> None:
-        """Kill it, and start it with what it had at the time of `keep`, as a failover may."""
-        self.kill()
-        shutil.rmtree(f"{self._folder}/appendonlydir")
-        shutil.move(f"{self._folder}/kept", f"{self._folder}/appendonlydir")
-        self.start()
+    def forget(self) -> None:
+        """Lose everything, with all connections as they are."""
+        self.command("FLUSHALL")
 
     def command(self, *words: str) -> bytes:
         """Send it a command, from outside of everything that is tested, and return the answer as it comes."""
@@ -79,23 +48,9 @@ class RedisServer:
             return sock.recv(65536)
 
 
-def free_port() -> int:
-    """Return a port that nobody listens on."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
-
-
 @contextmanager
 def running_redis(*options: str) -> Iterator[RedisServer]:
     """Run a Redis, with further options. Leaving the block kills it."""
     require("redis-server", "apt-get install redis-server", shutil.which("redis-server") is not None)
-    folder = tempfile.mkdtemp(prefix=f"penstock-redis-{os.getpid()}-")
-    server = RedisServer(folder, *options)
-    server.start()
-    try:
+    with running(lambda folder: RedisServer(folder, *options)) as server:
         yield server
-    finally:
-        server.kill()
-        shutil.rmtree(folder)

@@ -184,6 +184,8 @@ class HubLimits(msgspec.Struct, frozen=True, kw_only=True):
     Redis that restarts or fails over. Then the producer is cancelled, and the turn fails."""
     answer_s: float = 2.0
     """How long to wait for another node to say what became of a user's decision."""
+    unseen_turns: int = 1_000
+    """Turns of other nodes that are yet to be looked at: a second's, 200 kB. Over it the watched chats are looked at instead."""
     replica_poll_s: float = 0.25
     """Between two looks at a turn that another process runs."""
     kept_tails: int = 64

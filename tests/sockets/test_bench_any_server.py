@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
-import shutil
 import socket
 import ssl
 import struct
@@ -14,14 +13,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Self
 
 import msgspec
 import pytest
 from click.testing import CliRunner
 
-from parts import require
+from certificate import Certificate, make_certificate
 from penstock.bench.limits import BENCH
 from penstock.bench.load import Load
 from penstock.bench.loop import Loop
@@ -424,25 +422,12 @@ def test_websockets() -> None:
 
 
 @pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
     """A certificate for 127.0.0.1, and its key."""
-    openssl = shutil.which("openssl")
-    require("openssl", "install it with the system's package manager", openssl is not None)
-    folder = tmp_path_factory.mktemp("tls")
-    cert, key = folder / "cert.pem", folder / "key.pem"
-    subprocess.run(
-        [
-            *(str(openssl), "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"),
-            *("-nodes", "-days", "1", "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"),
-            *("-keyout", str(key), "-out", str(cert)),
-        ],
-        check=True,
-        capture_output=True,
-    )
-    return cert, key
+    return make_certificate(tmp_path_factory.mktemp("tls"))
 
 
-def test_tls(certificate: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tls(certificate: Certificate, monkeypatch: pytest.MonkeyPatch) -> None:
     """With records that are larger than a read, and a certificate that is looked at."""
     cert, key = certificate
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

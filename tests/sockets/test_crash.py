@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import random
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -23,6 +22,7 @@ import trio
 from crash_server import LEASE_S, WORDS
 from lanes import LANES
 
+from parts import free_port
 from penstock.journal.position import Position
 from penstock.testing import user_message
 from penstock.wire.sse_parser import ServerSentEvent, SseParser
@@ -31,14 +31,6 @@ CRASHES = int(os.environ.get("PENSTOCK_CRASHES", "6"))
 TURNS = 20
 VIEWERS = 2
 """Beside the one that posted."""
-
-
-def free_port() -> int:
-    """A port that nobody has now."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 @asynccontextmanager

@@ -5,10 +5,6 @@ from __future__ import annotations
 import json
 import re
 import secrets
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -20,8 +16,9 @@ import trio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from certificate import make_certificate
 from nats_server import NatsServer, running_nats
-from penstock import Hub, Limits, Turn, TurnState, open_hub
+from penstock import Limits, TurnState
 from penstock.errors import LocalProtocolError, StoreUnavailableError, TurnSealedError
 from penstock.journal import store as journal
 from penstock.journal.nats import NatsStore
@@ -29,12 +26,10 @@ from penstock.journal.nats_link import Answer, NatsLink, Request
 from penstock.journal.nats_stream import NatsStream
 from penstock.journal.nats_text import read_token, token
 from penstock.journal.store import Batch, Store
-from penstock.limits import HubLimits, NatsLimits, TurnLimits
+from penstock.limits import NatsLimits
 from penstock.testing import user_message
 from penstock.testing.store_calls import FOREVER, LEASE, OpenStore, answer, begin, end
 from penstock.testing.store_suite import StoreSuite
-from penstock.wire.chunks import TextDelta
-from penstock.wire.codec import decode_stored
 from store_histories import STEPS, Step, run_program
 
 T = TypeVar("T")
@@ -112,118 +107,6 @@ def test_an_id_is_one_token_whatever_is_in_it(one: str, other: str) -> None:
     assert token(one)
     assert read_token(token(one)) == one
     assert (token(one) == token(other)) == (one == other)
-
-
-async def append_all(store: Store, turn: journal.TurnRecord, entries: list[bytes], *, first: int = 0) -> int:
-    """Append one by one, again and again until each is known to be there. Returns how often it was not known."""
-    unknown = 0
-    for offset, entry in enumerate(entries[first:], first):
-        while True:
-            try:
-                await store.append([Batch(turn, offset, [entry])])
-                break
-            except StoreUnavailableError:
-                unknown += 1
-                await trio.sleep(0.002)
-    return unknown
-
-
-async def test_a_nats_that_is_killed_and_restarted_lost_nothing_and_has_nothing_twice() -> None:
-    entries = [b"%d" % i for i in range(400)]
-    unknown = 0
-    with running_nats() as server:
-        async with journal.open_store(server.url(), limits=IMPATIENT) as store:
-            turn = await begin(store)
-
-            async def write() -> None:
-                nonlocal unknown
-                unknown = await append_all(store, turn, entries)
-
-            async def follow() -> None:
-                seen: list[bytes] = []
-                with store.news(turn) as news:
-                    while True:
-                        try:
-                            seen += await store.read("t1", len(seen), 99)
-                        except StoreUnavailableError:
-                            await trio.sleep(0.02)
-                            continue
-                        if len(seen) == len(entries):
-                            break
-                        await news.wait(0.05)
-                assert seen == entries
-
-            with trio.fail_after(20):
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(follow)
-                    nursery.start_soon(write)
-                    for _ in range(3):
-                        await trio.sleep(0.08)
-                        server.kill()
-                        await trio.to_thread.run_sync(server.start)
-                assert await end(store, turn, len(entries))
-            assert await store.read("t1", 0, 999) == [*entries, b"end"]
-    assert unknown
-
-
-async def test_a_nats_that_is_paused_fails_calls_in_time_and_is_used_again() -> None:
-    with running_nats() as server:
-        async with journal.open_store(server.url(), limits=IMPATIENT) as store:
-            turn = await begin(store)
-            server.signal(signal.SIGSTOP)
-            try:
-                before = trio.current_time()
-                for _ in range(8):
-                    with pytest.raises(StoreUnavailableError, match=r"127\.0\.0\.1"):
-                        await store.append([Batch(turn, 0, [b"a"])])
-                assert 1.8 < trio.current_time() - before < 4
-            finally:
-                server.signal(signal.SIGCONT)
-            with trio.fail_after(5):
-                await append_all(store, turn, [b"a", b"b"])
-            # What was written to the paused server was stored late, and did no harm.
-            assert await store.read("t1", 0, 9) == [b"a", b"b"]
-
-
-async def test_a_nats_that_was_set_back_is_given_again_what_the_owner_has() -> None:
-    going_on = trio.Event()
-
-    async def answer(turn: Turn) -> None:
-        async with turn.text() as text:
-            for number in range(60):
-                await text.write(f"{number} ")
-                await trio.sleep(0.002)
-                if number == 30:
-                    await turn.flush()
-                    await going_on.wait()
-
-    with running_nats() as server:
-        async with open_hub(journal=server.url()) as hub:
-            with trio.fail_after(15):
-                turn = await hub.start_turn("chat", answer, [user_message("Hello")])
-                while (await newest(hub)).entries < 10:
-                    await trio.sleep(0.005)
-                await trio.to_thread.run_sync(server.keep)
-                kept = await newest(hub)
-                while (await newest(hub)).entries < 33:
-                    await trio.sleep(0.005)
-                await trio.to_thread.run_sync(server.set_back)
-                while True:
-                    try:
-                        assert (await newest(hub)).entries <= kept.entries
-                        break
-                    except StoreUnavailableError:
-                        await trio.sleep(0.01)
-                going_on.set()
-                assert await turn.wait_ended() is TurnState.finished
-        async with journal.open_store(server.url()) as store:
-            record = await store.turn(turn.id)
-            assert record is not None
-            assert (record.state, record.entries) == (TurnState.finished, turn.entries)
-            texts = [decode_stored(json) for json in await store.read(turn.id, 0, 999)]
-    assert [text.delta for text in texts if isinstance(text, TextDelta)] == [
-        f"{number} " for number in range(60)
-    ]
 
 
 async def test_an_owner_from_before_a_set_back_is_not_taken_for_the_one_after() -> None:
@@ -482,6 +365,56 @@ async def test_it_says_why_it_can_not_be_opened(server: NatsServer) -> None:
                 pass
 
 
+async def test_over_tls_it_knows_the_server_and_says_nothing_to_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refused(url: str, why: str) -> None:
+        with pytest.raises(StoreUnavailableError, match=why) as caught:
+            async with journal.open_store(url, limits=IMPATIENT):
+                pass
+        assert "s3" not in str(caught.value)
+
+    made = make_certificate(tmp_path)
+    files = f'cert_file: "{made.cert}", key_file: "{made.key}"'
+    for options, who, other in (
+        ("", "ann:s3%20cr%3At@", "ann:wr0ng@"),
+        ("allow_non_tls: true", "s3cr3t-t0ken@", ""),
+    ):
+        login = 'user: ann, password: "s3 cr:t"' if ":" in who else 'token: "s3cr3t-t0ken"'
+        with running_nats(f"tls {{ {files} }}\nauthorization {{ {login} }}\n{options}") as server:
+            where = f"127.0.0.1:{server.port}"
+            monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+            await refused(f"tls://{who}{where}", "certificate verify failed")
+            monkeypatch.setenv("SSL_CERT_FILE", made.cert)
+            await refused(f"tls://{who}localhost:{server.port}", "certificate is not valid for 'localhost'")
+            await refused(f"tls://{other}{where}", "(?i)authorization violation")
+            async with journal.open_store(f"tls://{who}{where}", limits=IMPATIENT) as store:
+                turn = await begin(store)
+                assert await end(store, turn)
+
+
+async def test_what_is_secret_is_told_to_no_server_that_speaks_in_clear() -> None:
+    """Who sits between could say that there is no TLS, and nats-py would believe it."""
+    heard = b""
+
+    async def serve(stream: trio.SocketStream) -> None:
+        nonlocal heard
+        async with stream:
+            await stream.send_all(b'INFO {"server_id":"x","version":"2.10.0","max_payload":1048576}\r\n')
+            async for data in stream:
+                heard += data
+
+    async with trio.open_nursery() as nursery:
+        [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        nursery.start_soon(trio.serve_listeners, serve, [listener])
+        port = listener.socket.getsockname()[1]
+        with pytest.raises(StoreUnavailableError, match="does not offer TLS"):
+            async with journal.open_store(f"tls://ann:hunter2@127.0.0.1:{port}", limits=IMPATIENT):
+                pass
+        nursery.cancel_scope.cancel()
+    assert heard == b""
+
+
 async def test_a_stream_that_throws_away_what_is_old_is_named_in_the_log(
     url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -535,86 +468,6 @@ async def test_a_stream_that_is_something_else_is_left_alone(server: NatsServer,
     with pytest.raises(ValueError, match="no journal"):
         async with journal.open_store(url):
             pass
-
-
-QUICK = Limits(
-    hub=HubLimits(lease_s=0.6, replica_poll_s=5.0),
-    turn=TurnLimits(stop_grace_s=0.3),
-)
-
-
-async def talk(turn: Turn) -> None:
-    """Say when it was said, until stopped."""
-    async with turn.text() as text:
-        while True:
-            await text.write(f"{time.perf_counter()} ")
-            await trio.sleep(0.03)
-
-
-async def newest(hub: Hub) -> journal.TurnRecord:
-    """The chat's turn as it is now."""
-    chat = await hub.chat("chat")
-    assert chat is not None
-    assert chat.turn is not None
-    return chat.turn
-
-
-async def test_another_node_is_told_of_each_chunk_and_does_not_poll(url: str) -> None:
-    delays: list[float] = []
-    async with open_hub(journal=url, limits=QUICK) as owner, open_hub(journal=url, limits=QUICK) as other:
-        await owner.start_turn("chat", talk, [user_message("Hello")])
-        turn = await other.newest_turn("chat")
-        assert turn is not None
-        with trio.fail_after(5), turn.follow() as subscription:
-            while len(delays) < 30:
-                for entry in await subscription.next_batch(100):
-                    delta = getattr(entry.chunk, "delta", None)
-                    if delta is not None:
-                        delays.append(time.perf_counter() - float(delta))
-        assert max(delays) < 0.25
-        assert sorted(delays)[15] < 0.05
-
-
-async def test_a_stop_on_another_node_ends_the_turn_and_fences_its_owner(url: str) -> None:
-    refused: list[BaseException] = []
-
-    async def answer(turn: Turn) -> None:
-        try:
-            await talk(turn)
-        except (TurnSealedError, trio.Cancelled) as exc:
-            refused.append(exc)
-            raise
-
-    async with open_hub(journal=url, limits=QUICK) as owner, open_hub(journal=url, limits=QUICK) as other:
-        mine = await owner.start_turn("chat", answer, [user_message("Hello")])
-        with trio.fail_after(5):
-            while (await newest(other)).entries < 5:
-                await trio.sleep(0.01)
-            assert await other.stop("chat", "enough") is TurnState.stopped
-            sealed = await newest(other)
-            while owner.statistics().turns_running:
-                await trio.sleep(0.01)
-        assert refused
-        assert mine.state is TurnState.stopped
-        assert await newest(other) == sealed
-
-
-async def test_a_node_that_is_killed_leaves_its_turn_lost(url: str) -> None:
-    child = Path(__file__).with_name("redis_child.py")
-    process = subprocess.Popen([sys.executable, str(child), url])  # noqa: ASYNC220
-    try:
-        async with open_hub(journal=url, limits=QUICK) as hub:
-            with trio.fail_after(15):
-                while await hub.chat("chat") is None or (await newest(hub)).entries < 5:
-                    await trio.sleep(0.02)
-                turn = await hub.newest_turn("chat")
-                assert turn is not None
-                process.kill()
-                assert await turn.wait_ended() is TurnState.lost
-            assert (await newest(hub)).epoch == 2
-    finally:
-        process.kill()
-        process.wait()
 
 
 def test_a_bad_address_is_refused_in_words_without_its_password() -> None:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
 import ssl
-import subprocess
-from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 from raw import GET, RawClient, Receive, Scope, Send, TestServer, open_server, respond, start_stream, wait_for
 
-from parts import require
+from certificate import make_certificate
 from penstock.limits import ServerLimits
 from penstock.server import serve
 
@@ -22,20 +19,8 @@ LIMITS = ServerLimits(head_s=0.3, write_stall_s=0.3, drain_s=0.3)
 @pytest.fixture(scope="session")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A self-signed certificate: the options of `serve` that name it."""
-    openssl = shutil.which("openssl")
-    require("openssl", "install it with the system's package manager", openssl is not None)
-    folder: Path = tmp_path_factory.mktemp("tls")
-    cert, key = folder / "cert.pem", folder / "key.pem"
-    subprocess.run(
-        [
-            *(str(openssl), "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"),
-            *("-nodes", "-days", "1", "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"),
-            *("-keyout", str(key), "-out", str(cert)),
-        ],
-        check=True,
-        capture_output=True,
-    )
-    return {"certfile": str(cert), "keyfile": str(key)}
+    made = make_certificate(tmp_path_factory.mktemp("tls"))
+    return {"certfile": made.cert, "keyfile": made.key}
 
 
 async def connect(server: TestServer, certificate: dict[str, Any], *alpn: str) -> RawClient:

@@ -73,17 +73,17 @@ class FanOut:
 
 def _offer(tail: LiveTail, riders: list[Subscription]) -> None:
     """Offer some riders what they have not."""
-    entries = tail.entries
-    end = len(entries)
+    entries, present = tail.entries, tail.riders
+    end, size = len(entries), tail.bytes
     made: dict[tuple[Render, int], bytes] = {}
     for rider in riders:
-        if rider not in tail.riders:
+        if rider not in present:
             continue  # It was woken, or has left, since the pass began.
         place = rider.render, rider.next_offset
         data = made.get(place)
         if data is None:
             data = made[place] = rider.render(entries[rider.next_offset : end])
         if not data or rider.offer(data):
-            rider.move_to(end)
-        elif rider in tail.riders:  # A client found gone by this very write has ended the ride already.
+            rider.next_offset, rider.taken_bytes = end, size
+        elif rider in present:  # A client found gone by this very write has ended the ride already.
             rider.wake()

@@ -136,8 +136,10 @@ class LiveTail:
         self.ended = True
         for rider in list(self.riders):
             rider.wake()
-        self._news.unpark_all()
-        self._stored_news.unpark_all()
+        if self._news:
+            self._news.unpark_all()
+        if self._stored_news:
+            self._stored_news.unpark_all()
 
     def compact(self) -> list[AnyChunk]:
         """Return a short form of all entries so far; see `compaction.py`."""
@@ -162,7 +164,8 @@ class LiveTail:
         """Note that the store has the first `entries`, which are so many bytes, and wake who waits for that."""
         if entries > self.stored:
             self.stored, self.stored_bytes = entries, bytes
-        self._stored_news.unpark_all()
+        if self._stored_news:
+            self._stored_news.unpark_all()
 
     def forget_stored(self) -> None:
         """Note that the store has lost some of what it had acknowledged, and is to be given all of it again."""

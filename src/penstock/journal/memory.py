@@ -14,9 +14,18 @@ from contextlib import contextmanager
 import msgspec
 
 from penstock.errors import LocalProtocolError, TurnSealedError
-from penstock.journal.news import News, Polling
+from penstock.journal.news import News
 from penstock.journal.notes import HeardNotes
-from penstock.journal.store import Batch, ChatRecord, Retention, RunningTurnError, TurnRecord, TurnState
+from penstock.journal.store import (
+    Batch,
+    ChatRecord,
+    Look,
+    Place,
+    Retention,
+    RunningTurnError,
+    TurnRecord,
+    TurnState,
+)
 from penstock.wire.messages import UIMessage
 
 MEMORY_RETENTION = Retention(bytes=256 << 20)
@@ -53,6 +62,7 @@ class MemoryStore:
     """A store in this process's memory."""
 
     shared = False
+    private = True
 
     def __init__(self, retention: Retention = MEMORY_RETENTION) -> None:
         self._retention = retention
@@ -86,14 +96,7 @@ class MemoryStore:
         chat.began_at = at
         chat.turn_ids.append(turn_id)
         self._set_messages(chat, messages)
-        record = TurnRecord(
-            chat_id=chat_id,
-            turn_id=turn_id,
-            epoch=1,
-            request_key=request_key,
-            started_at=at,
-            lease_until=lease_until,
-        )
+        record = TurnRecord.begun(chat_id, turn_id, request_key, at, lease_until)
         self._turns[turn_id] = self._running[turn_id] = _Turn(record)
         self._trim(at)
         return record
@@ -194,9 +197,17 @@ class MemoryStore:
         held = self._turns.get(turn_id)
         return () if held is None else held.entries[offset : offset + count]
 
-    def news(self, turn: TurnRecord) -> News:
+    async def look(self, places: Sequence[Place], count: int) -> list[Look | None]:
+        """See `Store.look`."""
+        found = [(self._turns.get(turn.turn_id), offset) for turn, offset in places]
+        return [
+            None if held is None else Look(held.now(), held.entries[offset : offset + count])
+            for held, offset in found
+        ]
+
+    def news(self, *turns: TurnRecord) -> News:
         """See `Store.news`."""
-        return Polling()
+        return News(turns)
 
     async def tell(self, notes: Sequence[bytes]) -> None:
         """See `Store.tell`."""

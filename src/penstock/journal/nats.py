@@ -33,7 +33,8 @@ from penstock.errors import LocalProtocolError, StoreUnavailableError, TurnSeale
 from penstock.journal.nats_address import NatsAddress
 from penstock.journal.nats_link import NatsLink
 from penstock.journal.nats_log import NatsLog
-from penstock.journal.nats_seen import Change, Next, Seen, SeenChat, appended, keep, owned
+from penstock.journal.nats_reader import At, NatsReader
+from penstock.journal.nats_seen import Change, Next, Seen, SeenChat, appended, owned
 from penstock.journal.nats_stream import NatsStream, Publication
 from penstock.journal.nats_text import (
     ChatHead,
@@ -47,7 +48,17 @@ from penstock.journal.nats_text import (
 from penstock.journal.nats_upkeep import NatsUpkeep
 from penstock.journal.news import News
 from penstock.journal.notes import HeardNotes
-from penstock.journal.store import Batch, ChatRecord, Retention, RunningTurnError, TurnRecord, TurnState
+from penstock.journal.remembered import keep
+from penstock.journal.store import (
+    Batch,
+    ChatRecord,
+    Look,
+    Place,
+    Retention,
+    RunningTurnError,
+    TurnRecord,
+    TurnState,
+)
 from penstock.limits import NatsLimits
 from penstock.wire.messages import UIMessage
 
@@ -96,10 +107,12 @@ class NatsStore:
     """A store on a NATS. Made by `open_nats`."""
 
     shared = True
+    private = False
 
     def __init__(self, stream: NatsStream, retention: Retention, limits: NatsLimits) -> None:
         self._stream = stream
         self._log = NatsLog(stream, limits)
+        self._reader = NatsReader(self._log, limits)
         self._retention = retention
         self._limits = limits
         self._upkeep = NatsUpkeep(self._log, retention, limits)
@@ -119,14 +132,7 @@ class NatsStore:
         lease_until: float,
     ) -> TurnRecord:
         """See `Store.begin`."""
-        record = TurnRecord(
-            chat_id=chat_id,
-            turn_id=turn_id,
-            epoch=1,
-            request_key=request_key,
-            started_at=at,
-            lease_until=lease_until,
-        )
+        record = TurnRecord.begun(chat_id, turn_id, request_key, at, lease_until)
         data = encode_messages(messages)
         claimed = False
         try:
@@ -268,8 +274,10 @@ class NatsStore:
             (record.state, record.epoch) == (state, batch.turn.epoch)
             and record.state is not TurnState.running
             and record.entries == batch.offset + len(batch.entries)
-            and await self._log.read(record.chat_id, record.turn_id, batch.offset, len(batch.entries))
-            == list(batch.entries)
+            and await self._reader.read(
+                [At(record.chat_id, record.turn_id, batch.offset)], len(batch.entries)
+            )
+            == [list(batch.entries)]
         )
 
     async def adopt(self, turn: TurnRecord, *, lease_until: float) -> TurnRecord | None:
@@ -337,13 +345,18 @@ class NatsStore:
 
     async def read(self, turn_id: str, offset: int, count: int) -> Sequence[bytes]:
         """See `Store.read`."""
-        if count <= 0 or (chat_id := await self._chat_of(turn_id)) is None:
+        if (chat_id := await self._chat_of(turn_id)) is None:
             return []
-        return await self._log.read(chat_id, turn_id, offset, count)
+        (found,) = await self._reader.read([At(chat_id, turn_id, offset)], count)
+        return found
 
-    def news(self, turn: TurnRecord) -> News:
+    async def look(self, places: Sequence[Place], count: int) -> list[Look | None]:
+        """See `Store.look`."""
+        return await self._reader.look(places, count)
+
+    def news(self, *turns: TurnRecord) -> News:
         """See `Store.news`."""
-        return self._stream.news(turn.chat_id, turn.turn_id)
+        return News(turns, self._stream.listen_to_turn, lambda: self._stream.trusted_s)
 
     async def tell(self, notes: Sequence[bytes]) -> None:
         """See `Store.tell`."""

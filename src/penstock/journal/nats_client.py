@@ -14,6 +14,7 @@ import math
 import os
 import ssl
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from nats.aio.client import Client
 from nats.errors import Error, NoServersError
@@ -42,6 +43,7 @@ class NatsClient(Client):
         self._take = take
         self._tell_closed = closed
         self._failure = ""
+        self._secret = False
 
     @property
     def failure(self) -> str:
@@ -60,6 +62,7 @@ class NatsClient(Client):
         async def closed() -> None:
             self._tell_closed()
 
+        self._secret = address.tls
         try:
             await asyncio.wait_for(
                 self.connect(
@@ -85,6 +88,14 @@ class NatsClient(Client):
             await note(exc)
             return False
         return True
+
+    async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
+        # The library sends the password in clear to whoever doesn't ask for TLS, a man in the middle for example.
+        if self._secret and initial_connection and not info.get("tls_required"):
+            if not info.get("tls_available"):
+                raise Error("it does not offer TLS")
+            info["tls_required"] = True
+        await super()._process_info(info, initial_connection)
 
     async def end(self, close_s: float) -> None:
         """Close it, in that time."""
@@ -156,6 +167,6 @@ def _read_headers(raw: bytes) -> dict[str, str]:
 
 
 def _text(error: Exception) -> str:
-    if isinstance(error, OSError) and error.errno:
+    if isinstance(error, OSError) and error.errno and not isinstance(error, ssl.SSLError):
         return os.strerror(error.errno)
     return str(error) or type(error).__name__

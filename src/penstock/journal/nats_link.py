@@ -137,9 +137,9 @@ class NatsLink:
         return self._client is not None
 
     @property
-    def recheck_s(self) -> float:
+    def trusted_s(self) -> float:
         """For how long to trust that there would be news."""
-        return self._limits.recheck_s
+        return self._limits.recheck_s if self.connected else 0.0
 
     async def request(self, requests: Sequence[Request], connection: int | None = None) -> list[list[Answer]]:
         """Publish requests in order, all in one write, and return the answers to each.
@@ -361,40 +361,3 @@ class NatsListener:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._link.end(self._sid)
-
-
-class NatsNews:
-    """News of one turn; see `News`."""
-
-    __slots__ = ("_link", "_listener", "_parked", "_there")
-
-    def __init__(self, link: NatsLink, subject: str) -> None:
-        self._link = link
-        self._listener = link.listen(
-            subject, lambda subject, payload, headers: self._tell(), missed=self._tell
-        )
-        self._there = False
-        self._parked = trio.lowlevel.ParkingLot()
-
-    def __enter__(self) -> Self:
-        """See `News`."""
-        self._listener.__enter__()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """See `News`."""
-        self._listener.__exit__(kind, value, trace)
-
-    def _tell(self) -> None:
-        self._there = True
-        self._parked.unpark_all()
-
-    async def wait(self, poll_s: float) -> None:
-        """See `News.wait`. While there is a connection, `poll_s` means nothing: `recheck_s` is for what gets lost."""
-        await trio.lowlevel.checkpoint()
-        with trio.move_on_after(self._link.recheck_s if self._link.connected else poll_s):
-            while not self._there:
-                await self._parked.park()
-        self._there = False

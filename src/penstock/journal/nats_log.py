@@ -9,7 +9,7 @@ import msgspec
 
 from penstock.errors import StoreUnavailableError
 from penstock.journal.nats_link import OtherConnectionError
-from penstock.journal.nats_seen import Change, Next, Seen, SeenChat, keep, seen_after, seen_in
+from penstock.journal.nats_seen import Change, Next, Seen, SeenChat, seen_after, seen_in
 from penstock.journal.nats_stream import Message, NatsStream, Publication
 from penstock.journal.nats_text import (
     ChatHead,
@@ -24,6 +24,7 @@ from penstock.journal.nats_text import (
     token,
     write_head,
 )
+from penstock.journal.remembered import keep
 from penstock.journal.store import ChatRecord
 from penstock.limits import NatsLimits
 from penstock.wire.messages import UIMessage
@@ -37,8 +38,6 @@ class NatsLog:
         self._limits = limits
         self._connections = stream.connections
         self._seen: OrderedDict[str, Seen] = OrderedDict()
-        self._places: OrderedDict[str, tuple[int, int]] = OrderedDict()
-        """Of turns that are read: an offset, and the sequence from which on the entries from there are found."""
 
     async def load(self, chat_id: str, turn_id: str) -> Seen | None:
         """Return a turn as it is now; None if there is none."""
@@ -61,7 +60,6 @@ class NatsLog:
     async def _begun(self, chat_id: str, turn_id: str) -> Seen | None:
         """Return a turn that began, and to which nothing has happened yet."""
         self._seen.pop(turn_id, None)
-        self._places.pop(turn_id, None)
         chat = await self.chat(chat_id)
         if chat.head is None or chat.head.newest is None or chat.head.newest.turn_id != turn_id:
             return None
@@ -295,40 +293,6 @@ class NatsLog:
             await self.stream.purge([(subject, begins)])
         return bool(sequence)
 
-    async def read(self, chat_id: str, turn_id: str, offset: int, count: int) -> list[bytes]:
-        """Return the entries from an offset on, so many if there are as many."""
-        self._forget_earlier()
-        subject = self.stream.turn(chat_id, turn_id)
-        place, sequence = self._places.get(turn_id, (0, 1))
-        if place > offset:
-            sequence = 1
-        found: list[bytes] = []
-        parts: list[bytes] = []
-        begins = sequence
-        more = True
-        while more and len(found) < count:
-            page, more = await self.stream.page(subject, sequence)
-            for message in page:
-                sequence = message.sequence + 1
-                head, rest = head_and_rest(message.payload)
-                event = read_turn_event(head)
-                if event.part == 0:
-                    parts.clear()
-                    begins = message.sequence
-                parts.append(rest)
-                if event.more:
-                    continue
-                end = event.record.entries
-                wanted = offset + len(found)
-                if event.count and wanted < end:
-                    found += split_lines(b"".join(parts))[wanted - event.first : event.count]
-                inside = offset + count < end
-                here = (event.first, begins) if inside else (end, sequence)
-                keep(self._places, turn_id, here, self._limits.remembered_turns)
-                if len(found) >= count:
-                    return found[:count]
-        return found
-
     def _forget_earlier(self) -> None:
         """Forget what was seen over another connection.
 
@@ -337,7 +301,6 @@ class NatsLog:
         if self._connections != self.stream.connections:
             self._connections = self.stream.connections
             self._seen.clear()
-            self._places.clear()
 
     def remember(self, seen: Seen) -> None:
         """Note a turn as it is."""
@@ -346,4 +309,3 @@ class NatsLog:
     def forget(self, turn_id: str) -> None:
         """Note that a turn is gone."""
         self._seen.pop(turn_id, None)
-        self._places.pop(turn_id, None)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import msgspec
 
@@ -12,8 +11,6 @@ from penstock.errors import LocalProtocolError, TurnSealedError
 from penstock.journal.nats_stream import Message
 from penstock.journal.nats_text import ChatHead, TurnEvent, head_and_rest, lines, read_turn_event
 from penstock.journal.store import Batch, TurnRecord, TurnState
-
-T = TypeVar("T")
 
 
 class Seen(NamedTuple):
@@ -63,14 +60,6 @@ class Next(NamedTuple):
 
     event: TurnEvent
     data: bytes = b""
-
-
-def keep(held: OrderedDict[str, T], key: str, value: T, count: int) -> None:
-    """Put something into a dictionary of so many, from which what was put there first goes."""
-    held[key] = value
-    held.move_to_end(key)
-    if len(held) > count:
-        held.popitem(last=False)
 
 
 def seen_in(message: Message) -> Seen:

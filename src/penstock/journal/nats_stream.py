@@ -18,19 +18,21 @@ server's restart: the stream is asked for a subject's last message, or for those
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
 
 from penstock.errors import StoreUnavailableError
-from penstock.journal.nats_link import MORE, Answer, NatsLink, NatsListener, NatsNews, Request
+from penstock.journal.nats_link import MORE, Answer, NatsLink, NatsListener, Request
 from penstock.journal.nats_text import token
 from penstock.journal.notes import HeardNotes
+from penstock.journal.store import TurnRecord
 from penstock.limits import NatsLimits
 
 logger = logging.getLogger("penstock.journal")
 
+_NO_STREAM = 404
 _OTHER_CONFIG = 10058
 _NOT_LAST = (10071, 10164)
 """Another message is the subject's last by now."""
@@ -43,6 +45,14 @@ class Message(NamedTuple):
     subject: str
     sequence: int
     payload: bytes
+
+
+class Page(NamedTuple):
+    """Some messages, in their order."""
+
+    messages: list[Message]
+    more: bool
+    """Whether there may be more. There are no more if there is none."""
 
 
 class Publication(NamedTuple):
@@ -116,9 +126,15 @@ class NatsStream:
         """Return the subject of the note that a turn has ended."""
         return f"{self.name}.ended.{token(chat_id)}.{token(turn_id)}"
 
-    def news(self, chat_id: str, turn_id: str) -> NatsNews:
-        """Return the news of a turn."""
-        return NatsNews(self._link, f"{self.name}.news.{token(chat_id)}.{token(turn_id)}")
+    def listen_to_turn(self, turn: TurnRecord, heard: Callable[[], object]) -> NatsListener:
+        """Return what listens to news of a turn, as a context manager."""
+        subject = f"{self.name}.news.{token(turn.chat_id)}.{token(turn.turn_id)}"
+        return self._link.listen(subject, lambda subject, payload, headers: heard(), missed=heard)
+
+    @property
+    def trusted_s(self) -> float:
+        """For how long to trust that there would be news."""
+        return self._link.trusted_s
 
     async def tell(self, notes: Sequence[bytes]) -> None:
         """Tell those who listen to notes.
@@ -177,7 +193,7 @@ class NatsStream:
         }
         # Who may use a stream need not be one who may make it.
         found = await self._api("STREAM.INFO", {}, refusable=True)
-        if found.get("error", {}).get("code") == 404:
+        if found.get("error", {}).get("code") == _NO_STREAM:
             found = await self._api("STREAM.CREATE", config, refusable=True)
         if found.get("error", {}).get("err_code") == _OTHER_CONFIG:
             # Another node was quicker, with other replicas.
@@ -198,6 +214,13 @@ class NatsStream:
             )
         self._by_leader = made["num_replicas"] > 1
 
+    async def _make_again(self) -> None:
+        """Make the stream, should the server have lost it: a new journal is better than none until a restart."""
+        try:
+            await self.make()
+        except ValueError as exc:
+            raise StoreUnavailableError(str(exc)) from exc
+
     async def last(self, subjects: Sequence[str]) -> list[Message | None]:
         """Return the last message of each subject."""
         if self._by_leader:
@@ -212,29 +235,43 @@ class NatsStream:
             (message,) = await self._ask_leader([{"seq": sequence}])
         return message
 
-    async def page(self, subject: str, sequence: int, count: int | None = None) -> tuple[list[Message], bool]:
-        """Return some messages of a subject, or of those that a wildcard stands for, from a sequence on.
+    async def page(self, subject: str, sequence: int, count: int | None = None) -> Page:
+        """Return some messages of a subject, or of those that a wildcard stands for, from a sequence on."""
+        (page,) = await self.pages([(subject, sequence)], count)
+        return page
 
-        Returns:
-            The messages, and whether there may be more. There are no more if there is none.
-        """
-        wanted: dict[str, str | int] = {
-            "seq": max(sequence, 1),
-            "next_by_subj": subject,
-            "batch": min(count or self._limits.page_messages, self._limits.page_messages),
-            "max_bytes": self._limits.page_bytes,
-        }
-        (answers,) = await self._link.request([Request(self._get, _json(wanted), many=True)])
-        found = [message for answer in answers if (message := _message(answer)) is not None]
-        more = bool(found) and answers[len(found) - 1].headers.get(MORE) != "0"
-        if not more and self._by_leader:
-            # Whoever answered may be behind the leader.
-            after = found[-1].sequence + 1 if found else wanted["seq"]
-            (next_,) = await self._ask_leader([{"seq": after, "next_by_subj": subject}])
-            if next_ is not None:
-                found.append(next_)
-                more = True
-        return found, more
+    async def pages(self, places: Sequence[tuple[str, int]], count: int | None = None) -> list[Page]:
+        """Return some messages of each of several subjects, as `page` does. Together they are as large as one page."""
+        wanted: list[dict[str, str | int]] = [
+            {
+                "seq": max(sequence, 1),
+                "next_by_subj": subject,
+                "batch": min(count or self._limits.page_messages, self._limits.page_messages),
+                "max_bytes": self._limits.page_bytes // len(places),
+            }
+            for subject, sequence in places
+        ]
+        pages = []
+        for answers in await self._link.request(
+            [Request(self._get, _json(each), many=True) for each in wanted]
+        ):
+            found = [message for answer in answers if (message := _message(answer)) is not None]
+            pages.append(Page(found, bool(found) and answers[len(found) - 1].headers.get(MORE) != "0"))
+        return await self._checked(wanted, pages) if self._by_leader else pages
+
+    async def _checked(self, wanted: Sequence[dict[str, str | int]], pages: Sequence[Page]) -> list[Page]:
+        """Return pages with what whoever answered lacks at their ends: he may be behind the leader."""
+        ends = [i for i, page in enumerate(pages) if not page.more]
+        asked = []
+        for i in ends:
+            found = pages[i].messages
+            after = found[-1].sequence + 1 if found else wanted[i]["seq"]
+            asked.append({"seq": after, "next_by_subj": wanted[i]["next_by_subj"]})
+        checked = list(pages)
+        for i, message in zip(ends, await self._ask_leader(asked), strict=True):
+            if message is not None:
+                checked[i] = Page([*pages[i].messages, message], more=True)
+        return checked
 
     async def _ask_leader(self, wanted: Sequence[dict[str, str | int]]) -> list[Message | None]:
         """Return messages as the leader of several replicas has them, who alone knows all that was acknowledged."""
@@ -271,7 +308,8 @@ class NatsStream:
         sequences = []
         for (answer,) in answers:
             if answer.status:
-                raise StoreUnavailableError("the journal's NATS has no JetStream, or its stream is gone")
+                await self._make_again()
+                raise StoreUnavailableError("the journal's stream in NATS was gone")
             ack = _read_ack(answer.payload)
             if ack.error is not None and ack.error.err_code not in _NOT_LAST:
                 raise StoreUnavailableError(f"the journal's NATS refused: {ack.error.description}")
@@ -295,7 +333,12 @@ class NatsStream:
         """Return the subjects that have messages, and the stream's last sequence then."""
         found: list[str] = []
         while True:
-            info = await self._api("STREAM.INFO", {"subjects_filter": wildcard, "offset": len(found)})
+            wanted = {"subjects_filter": wildcard, "offset": len(found)}
+            info = await self._api("STREAM.INFO", wanted, refusable=True)
+            if info.get("error", {}).get("code") == _NO_STREAM:
+                await self._make_again()
+            if "error" in info:
+                raise StoreUnavailableError(f"the journal's NATS refused: {info['error'].get('description')}")
             page = info["state"].get("subjects") or {}
             found += page
             if not page or len(found) >= info.get("total", 0):

@@ -27,8 +27,8 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 from urllib.parse import unquote
 
@@ -37,8 +37,9 @@ import trio
 
 from penstock.errors import LocalProtocolError, StoreUnavailableError, TurnSealedError
 from penstock.journal.news import News
+from penstock.journal.notes import HeardNotes
 from penstock.journal.redis_address import RedisAddress
-from penstock.journal.redis_link import Call, RedisLink, RedisNotes
+from penstock.journal.redis_link import Call, RedisLink, RedisListener, reason
 from penstock.journal.redis_text import (
     decode_message,
     encode_messages,
@@ -51,7 +52,17 @@ from penstock.journal.redis_text import (
     seconds,
 )
 from penstock.journal.redis_upkeep import RedisUpkeep
-from penstock.journal.store import Batch, ChatRecord, Retention, RunningTurnError, TurnRecord, TurnState
+from penstock.journal.remembered import keep
+from penstock.journal.store import (
+    Batch,
+    ChatRecord,
+    Look,
+    Place,
+    Retention,
+    RunningTurnError,
+    TurnRecord,
+    TurnState,
+)
 from penstock.limits import RedisLimits
 from penstock.wire.messages import UIMessage
 
@@ -79,7 +90,7 @@ async def open_redis(
             yield store
         nursery.cancel_scope.cancel("the store is closed")
     if error is not None:
-        raise StoreUnavailableError(f"the journal at {address} can't be reached: {error}") from error
+        raise StoreUnavailableError(f"the journal at {address} can't be reached: {reason(error)}") from error
 
 
 async def _check(link: RedisLink) -> None:
@@ -102,6 +113,7 @@ class RedisStore:
     """A store on a Redis. Made by `open_redis`."""
 
     shared = True
+    private = False
 
     def __init__(self, link: RedisLink, prefix: str, retention: Retention, limits: RedisLimits) -> None:
         self._link = link
@@ -124,14 +136,7 @@ class RedisStore:
         lease_until: float,
     ) -> TurnRecord:
         """See `Store.begin`."""
-        record = TurnRecord(
-            chat_id=chat_id,
-            turn_id=turn_id,
-            epoch=1,
-            request_key=request_key,
-            started_at=at,
-            lease_until=lease_until,
-        )
+        record = TurnRecord.begun(chat_id, turn_id, request_key, at, lease_until)
         encoded = encode_messages(messages)
         index = self._index_key(turn_id)
         claimed, owner, _ = await self._send(
@@ -306,22 +311,40 @@ class RedisStore:
         chat_id = await self._chat_of(turn_id)
         if chat_id is None or count <= 0:
             return []
-        found: list[bytes] = await self._link.call(
-            "read", self._chat_key(chat_id), quoted(turn_id), offset, count
-        )
-        return found
+        found = await self._link.call("look", self._chat_key(chat_id), quoted(turn_id), offset, count)
+        return [] if found is None else list(found[1])
 
-    def news(self, turn: TurnRecord) -> News:
+    async def look(self, places: Sequence[Place], count: int) -> list[Look | None]:
+        """See `Store.look`."""
+        answers = await self._link.call_all(
+            [
+                Call("look", (self._chat_key(turn.chat_id),), (quoted(turn.turn_id), offset, count))
+                for turn, offset in places
+            ]
+        )
+        return [
+            None if answer is None else Look(read_record(turn.chat_id, answer[0]), answer[1])
+            for (turn, _), answer in zip(places, answers, strict=True)
+        ]
+
+    def news(self, *turns: TurnRecord) -> News:
         """See `Store.news`."""
-        return self._link.news(f"{self._chat_key(turn.chat_id)}:news:{quoted(turn.turn_id)}")
+        return News(turns, self._listen, lambda: self._link.trusted_s)
+
+    def _listen(self, turn: TurnRecord, heard: Callable[[], object]) -> RedisListener:
+        channel = f"{self._chat_key(turn.chat_id)}:news:{quoted(turn.turn_id)}"
+        return self._link.listen(channel, lambda said: heard(), missed=heard)
 
     async def tell(self, notes: Sequence[bytes]) -> None:
         """See `Store.tell`."""
         await self._send(*[(b"PUBLISH", f"{self._prefix}notes", note) for note in notes])
 
-    def notes(self) -> RedisNotes:
+    @contextmanager
+    def notes(self) -> Iterator[HeardNotes]:
         """See `Store.notes`."""
-        return self._link.notes(f"{self._prefix}notes")
+        notes = HeardNotes()
+        with self._link.listen(f"{self._prefix}notes", notes.hear, missed=notes.miss):
+            yield notes
 
     async def _chat_of(self, turn_id: str) -> str | None:
         chat_id = self._chats.get(turn_id)
@@ -334,10 +357,7 @@ class RedisStore:
         return chat_id
 
     def _remember(self, turn_id: str, chat_id: str) -> None:
-        self._chats[turn_id] = chat_id
-        self._chats.move_to_end(turn_id)
-        if len(self._chats) > self._limits.remembered_turns:
-            self._chats.popitem(last=False)
+        keep(self._chats, turn_id, chat_id, self._limits.remembered_turns)
 
     async def _call(self, name: str, turn: TurnRecord, *args: str | bytes | int) -> Any:
         return await self._link.call(name, self._chat_key(turn.chat_id), quoted(turn.turn_id), *args)

@@ -19,8 +19,7 @@ import hashlib
 import logging
 import random
 import ssl
-from collections.abc import Sequence
-from contextlib import aclosing
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from types import TracebackType
@@ -32,7 +31,6 @@ from coredis.connection import TCPConnection, TCPLocation
 from coredis.exceptions import ConnectionError, NoScriptError, RedisError
 
 from penstock.errors import StoreUnavailableError
-from penstock.journal.notes import HeardNotes
 from penstock.journal.redis_address import RedisAddress
 from penstock.limits import RedisLimits
 
@@ -70,6 +68,14 @@ class Call(NamedTuple):
         return (b"EVALSHA", script(self.script).sha, len(self.keys), *self.keys, *self.args)
 
 
+class _Command(NamedTuple):
+    """What coredis needs to know of one of the commands that it writes together."""
+
+    name: bytes
+    serialized_arguments: Sequence[str | bytes | int]
+    decode: bool = False
+
+
 class RedisLink:
     """A connection that comes back. `run` is its task.
 
@@ -82,7 +88,7 @@ class RedisLink:
         self._tls = ssl.create_default_context() if address.tls else None
         self._connection: TCPConnection | None = None
         self._came = trio.lowlevel.ParkingLot()
-        self._listeners: dict[bytes, dict[RedisNews | RedisNotes, None]] = {}
+        self._listeners: dict[bytes, dict[RedisListener, None]] = {}
         """By channel."""
 
     async def run(  # noqa: ASYNC114  # the linter's list has bare names
@@ -103,21 +109,24 @@ class RedisLink:
                     stream_timeout=self._limits.connect_s,
                     socket_keepalive=True,
                 )
-                error = await nursery.start(self._hold, connection)
+                connection._push_message_buffer_in.close()
+                connection._push_message_buffer_in = _Ear(self._take)  # type: ignore[assignment]
+                lost = trio.Event()
+                error = await nursery.start(self._hold, connection, lost)
                 if not started:
                     started = True
                     task_status.started(error)
                 if error is None:
                     backoff_s = self._limits.first_backoff_s
                     self._begin(connection)
-                    await self._listen(connection)
+                    await lost.wait()
                     self._connection = None
                     logger.warning("the journal's connection to %s is lost", self._address)
                 await trio.sleep(backoff_s * random.uniform(0.5, 1.0))
                 backoff_s = min(2 * backoff_s, self._limits.backoff_max_s)
 
     async def _hold(  # noqa: ASYNC114
-        self, connection: TCPConnection, *, task_status: trio.TaskStatus[Exception | None]
+        self, connection: TCPConnection, lost: trio.Event, *, task_status: trio.TaskStatus[Exception | None]
     ) -> None:
         """Run a connection to its end. Started with an error, it has come to its end before it could be used."""
         try:
@@ -128,6 +137,7 @@ class RedisLink:
                 if isinstance(part, MemoryObjectSendStream | MemoryObjectReceiveStream):
                     part.close()
             task_status.started(exc)
+        lost.set()
 
     def _begin(self, connection: TCPConnection) -> None:
         self._connection = connection
@@ -136,37 +146,36 @@ class RedisLink:
         # Nobody knows what was said meanwhile.
         for listeners in self._listeners.values():
             for listener in listeners:
-                listener.miss()
+                listener.missed()
         self._came.unpark_all()
 
-    async def _listen(self, connection: TCPConnection) -> None:
-        """Hand on what is published, until the connection is lost."""
-        try:
-            async with aclosing(connection.push_messages) as messages:
-                async for message in messages:
-                    kind, channel, said = message
-                    if kind == b"message":
-                        for listener in self._listeners.get(channel, ()):  # type: ignore[arg-type]
-                            listener.hear(said)  # type: ignore[arg-type]
-        except RedisError:
-            pass
+    def _take(self, message: Sequence[Any]) -> None:
+        """Hand on what is published."""
+        kind, channel, said = message
+        if kind == b"message":
+            for listener in self._listeners.get(channel, ()):
+                listener.heard(said)
 
-    def news(self, channel: str) -> RedisNews:
-        """Return the news of a channel."""
-        return RedisNews(self, channel.encode())
+    def listen(
+        self, channel: str, heard: Callable[[bytes], object], *, missed: Callable[[], object]
+    ) -> RedisListener:
+        """Return a subscription, as a context manager.
 
-    def notes(self, channel: str) -> RedisNotes:
-        """Return the notes of a channel."""
-        return RedisNotes(self, channel.encode())
+        Args:
+            channel: what to listen to.
+            heard: called with what is published there.
+            missed: called when something may have been missed.
+        """
+        return RedisListener(self, channel.encode(), heard, missed)
 
-    def listen(self, listener: RedisNews | RedisNotes) -> None:
+    def begin(self, listener: RedisListener) -> None:
         """Tell it of what is published from the next command on."""
         listeners = self._listeners.setdefault(listener.channel, {})
         listeners[listener] = None
         if len(listeners) == 1:
             self._tell_server(b"SUBSCRIBE", listener.channel)
 
-    def ignore(self, listener: RedisNews | RedisNotes) -> None:
+    def end(self, listener: RedisListener) -> None:
         """Tell it no more."""
         listeners = self._listeners[listener.channel]
         del listeners[listener]
@@ -185,9 +194,9 @@ class RedisLink:
         return self._connection is not None and self._connection.usable
 
     @property
-    def recheck_s(self) -> float:
+    def trusted_s(self) -> float:
         """For how long to trust that there would be news."""
-        return self._limits.recheck_s
+        return self._limits.recheck_s if self.connected else 0.0
 
     async def call(self, name: str, key: str, *args: str | bytes | int) -> Any:
         """Call a script of one chat and return its answer.
@@ -222,6 +231,8 @@ class RedisLink:
         Raises:
             StoreUnavailableError: if an answer doesn't come.
         """
+        if not commands:
+            return []  # coredis would wait for an answer that is another's
         connection = None
         try:
             with trio.fail_after(self._limits.call_s):
@@ -229,11 +240,11 @@ class RedisLink:
                     await self._came.park()
                 connection = self._connection
                 assert connection is not None
-                requests = [
-                    connection.create_request(*command, decode=False, raise_exceptions=False)  # type: ignore[arg-type]
-                    for command in commands
-                ]
-                answers: list[Any] = [await request for request in requests]
+                batch = connection.create_request_batch(
+                    [_Command(name, args) for name, *args in commands]  # type: ignore[misc,arg-type]
+                )
+                batch.disconnect_on_cancellation = False
+                answers: list[Any] = await batch
         except trio.TooSlowError:
             if connection is None:
                 raise StoreUnavailableError(f"the journal at {self._address} can't be reached") from None
@@ -246,59 +257,46 @@ class RedisLink:
         return answers
 
 
-class RedisNews:
-    """News of one turn; see `News`."""
+class _Ear:
+    """Stands where coredis has a buffer for what the server pushes, which it would take a task to empty one by one."""
 
-    __slots__ = ("_link", "_parked", "_there", "channel")
+    def __init__(self, take: Callable[[Sequence[Any]], object]) -> None:
+        self.send_nowait = take
 
-    def __init__(self, link: RedisLink, channel: bytes) -> None:
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+
+def reason(error: BaseException) -> str:
+    """Return what was first to go wrong: coredis says of everything else only that there is no connection."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error)
+
+
+class RedisListener:
+    """A subscription; see `RedisLink.listen`."""
+
+    __slots__ = ("_link", "channel", "heard", "missed")
+
+    def __init__(
+        self, link: RedisLink, channel: bytes, heard: Callable[[bytes], object], missed: Callable[[], object]
+    ) -> None:
         self._link = link
         self.channel = channel
-        self._there = False
-        self._parked = trio.lowlevel.ParkingLot()
+        self.heard = heard
+        self.missed = missed
 
     def __enter__(self) -> Self:
-        """See `News`."""
-        self._link.listen(self)
+        self._link.begin(self)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """See `News`."""
-        self._link.ignore(self)
-
-    def hear(self, said: bytes) -> None:
-        """There is something."""
-        self.miss()
-
-    def miss(self) -> None:
-        """There may be something."""
-        self._there = True
-        self._parked.unpark_all()
-
-    async def wait(self, poll_s: float) -> None:
-        """See `News.wait`. While Redis publishes, `poll_s` means nothing: `recheck_s` is for what gets lost."""
-        await trio.lowlevel.checkpoint()
-        with trio.move_on_after(self._link.recheck_s if self._link.connected else poll_s):
-            while not self._there:
-                await self._parked.park()
-        self._there = False
-
-
-class RedisNotes(HeardNotes):
-    """What is published on one channel; see `Notes`."""
-
-    def __init__(self, link: RedisLink, channel: bytes) -> None:
-        super().__init__()
-        self._link = link
-        self.channel = channel
-
-    def __enter__(self) -> Self:
-        self._link.listen(self)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._link.ignore(self)
+        self._link.end(self)

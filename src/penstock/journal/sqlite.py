@@ -43,7 +43,7 @@ import msgspec
 import trio
 
 from penstock.errors import LocalProtocolError, StoreUnavailableError, TurnSealedError
-from penstock.journal.news import News, Polling
+from penstock.journal.news import News
 from penstock.journal.sqlite_file import Durability, close_file, open_file
 from penstock.journal.sqlite_notes import SqliteNotes, last_note, write_notes
 from penstock.journal.sqlite_reader import (
@@ -51,13 +51,23 @@ from penstock.journal.sqlite_reader import (
     find_chat,
     find_turn,
     lapsed_turns,
+    look_at,
     newest_turn,
     read_entries,
     snapshot,
 )
 from penstock.journal.sqlite_upkeep import Upkeep
 from penstock.journal.sqlite_writer import Writer
-from penstock.journal.store import Batch, ChatRecord, Retention, RunningTurnError, TurnRecord, TurnState
+from penstock.journal.store import (
+    Batch,
+    ChatRecord,
+    Look,
+    Place,
+    Retention,
+    RunningTurnError,
+    TurnRecord,
+    TurnState,
+)
 from penstock.limits import SqliteLimits
 from penstock.wire.messages import UIMessage
 
@@ -102,6 +112,7 @@ class SqliteStore:
     """A store in a SQLite file. Made by `open_sqlite`."""
 
     shared = False
+    private = False
 
     def __init__(self, writer: Db, reader: Db, retention: Retention, limits: SqliteLimits) -> None:
         self._upkeep = Upkeep(retention, limits)
@@ -123,14 +134,7 @@ class SqliteStore:
         lease_until: float,
     ) -> TurnRecord:
         """See `Store.begin`."""
-        record = TurnRecord(
-            chat_id=chat_id,
-            turn_id=turn_id,
-            epoch=1,
-            request_key=request_key,
-            started_at=at,
-            lease_until=lease_until,
-        )
+        record = TurnRecord.begun(chat_id, turn_id, request_key, at, lease_until)
         await self._writer.write(partial(_begin, record, _encoded(messages)))
         return record
 
@@ -186,9 +190,13 @@ class SqliteStore:
         """See `Store.read`. Cancelled, it returns when the thread that reads does."""
         return await self._read(partial(read_entries, turn_id, offset, count))
 
-    def news(self, turn: TurnRecord) -> News:
+    async def look(self, places: Sequence[Place], count: int) -> list[Look | None]:
+        """See `Store.look`. Cancelled, it returns when the thread that reads does."""
+        return await self._read(partial(look_at, places, count))
+
+    def news(self, *turns: TurnRecord) -> News:
         """See `Store.news`."""
-        return Polling()
+        return News(turns)
 
     async def tell(self, notes: Sequence[bytes]) -> None:
         """See `Store.tell`."""

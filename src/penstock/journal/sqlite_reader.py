@@ -8,7 +8,7 @@ from typing import Any, TypeAlias, TypeVar
 
 import msgspec
 
-from penstock.journal.store import ChatRecord, TurnRecord
+from penstock.journal.store import ChatRecord, Look, Place, TurnRecord
 from penstock.wire.messages import UIMessage
 
 T = TypeVar("T")
@@ -69,6 +69,20 @@ def read_entries(turn_id: str, offset: int, count: int, db: Db) -> list[bytes]:
     """Return up to `count` entries of a turn."""
     row = db.execute("SELECT id, entries FROM turns WHERE turn_id = ?", (turn_id,)).fetchone()
     return [] if row is None else entries_between(db, row[0], offset, min(offset + count, row[1]))
+
+
+def look_at(places: Sequence[Place], count: int, db: Db) -> list[Look | None]:
+    """Return how turns are, with up to `count` entries from their places on."""
+    found: list[Look | None] = []
+    for turn, offset in places:
+        record = find_turn(turn.turn_id, db)
+        if record is None:
+            found.append(None)
+        elif record.entries <= offset:
+            found.append(Look(record, ()))
+        else:
+            found.append(Look(record, read_entries(turn.turn_id, offset, count, db)))
+    return found
 
 
 def entries_between(db: Db, turn: int, offset: int, end: int) -> list[bytes]:

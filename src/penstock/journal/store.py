@@ -19,8 +19,10 @@ The guarantees, each of which every store must keep:
 - **whole seal**: the state, the last entries and the message of a seal are seen together or not at all.
 - **acknowledged is kept**: what a call that returned has written is read by every later call, and, in a store that
   outlives the process, by every later process.
+- **looked at whole**: `look` shows each turn as of one moment: of the entries that its record counts all from the wanted
+  offset on, or as many as may be, and no others.
 - **told or asked**: of whatever happens to a turn after the block of its `news` began, `wait` tells by returning; what
-  `turn` and `read` say then is no older.
+  `turn`, `read` and `look` say then is no older.
 - **told is heard**: what is told while somebody listens is among his notes, in its order, or he is told that he may have
   missed some.
 - **trimmed whole**: retention removes ended turns, each with its record and all its entries, never a part, the oldest
@@ -32,7 +34,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
 from enum import Enum
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 import msgspec
 
@@ -81,6 +83,18 @@ class TurnRecord(msgspec.Struct, frozen=True, kw_only=True):
     lease_until: float | None = None
     """While it runs: when its owner may be given up, unless it renews before."""
 
+    @classmethod
+    def begun(cls, chat_id: str, turn_id: str, request_key: str, at: float, lease_until: float) -> TurnRecord:
+        """Return the record of a turn that begins: it runs, in epoch 1, and has no entries."""
+        return cls(
+            chat_id=chat_id,
+            turn_id=turn_id,
+            epoch=1,
+            request_key=request_key,
+            started_at=at,
+            lease_until=lease_until,
+        )
+
 
 class ChatRecord(msgspec.Struct, frozen=True, kw_only=True):
     """A chat: its messages, oldest first, and the newest of its turns."""
@@ -95,6 +109,22 @@ class Batch(msgspec.Struct, frozen=True):
 
     turn: TurnRecord
     offset: int
+    entries: Sequence[bytes]
+
+
+class Place(NamedTuple):
+    """Where somebody is who reads a turn."""
+
+    turn: TurnRecord
+    """As of any time."""
+    offset: int
+    """The first entry that he lacks."""
+
+
+class Look(NamedTuple):
+    """A turn as it is, and what follows a place in it."""
+
+    record: TurnRecord
     entries: Sequence[bytes]
 
 
@@ -130,6 +160,8 @@ class Store(Protocol):
 
     shared: bool
     """Whether it is there for several nodes: then what is appended is somebody's live stream, and in a hurry."""
+    private: bool
+    """Whether no other process can open it, so that there is nobody to tell of a turn that began."""
 
     async def begin(
         self,
@@ -203,10 +235,13 @@ class Store(Protocol):
         """Return a turn's record, or None."""
 
     async def read(self, turn_id: str, offset: int, count: int) -> Sequence[bytes]:
-        """Return up to `count` entries from `offset` on; empty at the end and for a turn that is not there."""
+        """Return `count` entries from `offset` on, fewer only at the end; none of a turn that is not there."""
 
-    def news(self, turn: TurnRecord) -> News:
-        """Return what somebody who follows a turn can wait for; see `journal/news.py`."""
+    async def look(self, places: Sequence[Place], count: int) -> Sequence[Look | None]:
+        """Return how turns are, each with up to `count` entries from a place on; None for one that is not there."""
+
+    def news(self, *turns: TurnRecord) -> News:
+        """Return what somebody who follows turns can wait for; see `journal/news.py`."""
 
     async def tell(self, notes: Sequence[bytes]) -> None:
         """Tell all who listen to this journal's `notes` now, in any process; oneself, too, or not."""

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class Subscription:
     """One follower's place in a turn. A context manager: leaving it is what makes a follower gone."""
 
-    __slots__ = ("_open", "_tail", "_taken_bytes", "_task", "next_offset", "offer", "render")
+    __slots__ = ("_open", "_tail", "_task", "next_offset", "offer", "render", "taken_bytes")
 
     render: Render
     """How it is sent entries while it rides."""
@@ -38,7 +38,8 @@ class Subscription:
         self.next_offset = after + 1
         """The first entry that was not taken."""
         # Who comes back has nearly everything: what it lacks is sooner counted.
-        self._taken_bytes = tail.bytes - sum(len(entry.json) for entry in tail.entries[self.next_offset :])
+        self.taken_bytes = tail.bytes - sum(len(entry.json) for entry in tail.entries[self.next_offset :])
+        """Bytes of JSON of the others."""
         self._open = False
 
     def __enter__(self) -> Self:
@@ -67,19 +68,24 @@ class Subscription:
     @property
     def lag_bytes(self) -> int:
         """The same in bytes of JSON."""
-        return self._tail.bytes - self._taken_bytes
+        return self._tail.bytes - self.taken_bytes
+
+    @property
+    def over(self) -> bool:
+        """Whether everything was taken of a turn that has ended or is suspended."""
+        return not self.lag and self._tail.state is not TurnState.running
 
     def next_batch_nowait(self, max_entries: int) -> list[Entry]:
         """Return what is there, possibly nothing, and move past it."""
         batch = self._tail.entries[self.next_offset : self.next_offset + max_entries]
         self.next_offset += len(batch)
-        self._taken_bytes += sum(len(entry.json) for entry in batch)
+        self.taken_bytes += sum(len(entry.json) for entry in batch)
         return batch
 
     async def next_batch(self, max_entries: int) -> list[Entry]:
         """Return the entries after the cursor, at least one and at most `max_entries`, and move past them.
 
-        Always a checkpoint. Cancelled, it has moved nothing.
+        A checkpoint, but for the scheduler only when there is more than that. Cancelled, it has moved nothing.
 
         Raises:
             trio.EndOfChannel: after the last entry of a turn that has ended or is suspended.
@@ -88,8 +94,10 @@ class Subscription:
         if not self._open:
             raise trio.ClosedResourceError("the subscription is closed")
         tail = self._tail
-        if self.next_offset < len(tail.entries):
+        if self.lag > max_entries:
             await trio.lowlevel.checkpoint()
+        elif self.lag:
+            await trio.lowlevel.checkpoint_if_cancelled()
         while self.next_offset >= len(tail.entries):
             if tail.state is not TurnState.running:
                 raise trio.EndOfChannel
@@ -120,11 +128,6 @@ class Subscription:
             return trio.lowlevel.Abort.SUCCEEDED
 
         await trio.lowlevel.wait_task_rescheduled(abort)
-
-    def move_to(self, offset: int) -> None:
-        """Note that everything before `offset` was taken. For the fan-out."""
-        self.next_offset = offset
-        self._taken_bytes = self._tail.bytes
 
     def wake(self) -> None:
         """End the ride. For the fan-out and the tail."""

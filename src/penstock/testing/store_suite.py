@@ -13,7 +13,10 @@ manager of a `Store`. Each test has a store of its own, and opens it as often as
 the same place, so that what was there is there again. A store that removes what retention doesn't keep in the background
 is to be opened so that it does so within moments: the tests wait for five seconds.
 
-In a `conftest.py`, `pytest.register_assert_rewrite("penstock.testing.store_suite")` makes failures say what was compared.
+In a `conftest.py`, before any of this is imported, the following makes failures say what was compared:
+
+    pytest.register_assert_rewrite("penstock.testing.store_suite", "penstock.testing.store_following")
+
 Nothing else of penstock imports this module.
 """
 
@@ -31,10 +34,11 @@ from penstock.errors import LocalProtocolError, TurnSealedError
 from penstock.journal.store import Batch, RunningTurnError, TurnRecord, TurnState
 from penstock.testing import user_message
 from penstock.testing.store_calls import FOREVER, LEASE, OpenStore, answer, begin, end, gather, until_gone
+from penstock.testing.store_following import FollowingSuite
 from penstock.wire.messages import UIMessage
 
 
-class StoreSuite:
+class StoreSuite(FollowingSuite):
     """One test for each guarantee. Inherit from it, and give the fixture `open_store`."""
 
     outlives_its_process = True
@@ -299,47 +303,6 @@ class StoreSuite:
             assert await store.lapsed(50.0, 1) == [turns["b"]]
             assert await store.renew([turns["b"], turns["e"], turns["f"]], 60.0) == {"b"}
             assert [turn.turn_id for turn in await store.lapsed(30.0, 10)] == ["c"]
-
-    async def test_told_or_asked(self, open_store: OpenStore) -> None:
-        """Somebody who looks only when there is news sees everything, and soon."""
-        async with open_store(retention=FOREVER) as store, trio.open_nursery() as nursery:
-            turn = await begin(store)
-
-            async def follow() -> None:
-                with store.news(turn) as news:
-                    while True:
-                        record = await store.turn("t1")
-                        assert record is not None
-                        if record.state.ended:
-                            assert len(await store.read("t1", 0, 99)) == record.entries == 51
-                            return
-                        await news.wait(0.01)
-
-            for _ in range(3):
-                nursery.start_soon(follow)
-            with trio.fail_after(4):
-                for offset in range(50):
-                    await store.append([Batch(turn, offset, [b"x"])])
-                assert await end(store, turn, 50)
-
-    async def test_told_is_heard(self, open_store: OpenStore) -> None:
-        """Who listens hears all of it in its order, or that he has missed some; who comes later, what is told then."""
-        async with open_store(retention=FOREVER) as store:
-            with store.notes() as notes, store.notes() as others:
-                await store.tell([b"a", b"b"])
-                await store.tell([b"c"])
-                with trio.fail_after(4):
-                    for listener in (notes, others):
-                        heard: list[bytes] = []
-                        while len(heard) < 3:
-                            said = await listener.wait()
-                            assert not said.missed
-                            heard += said.notes
-                        assert heard == [b"a", b"b", b"c"]
-            with store.notes() as notes, trio.fail_after(4):
-                await store.tell([b"d"])
-                while b"d" not in (await notes.wait()).notes:
-                    pass
 
     @pytest.mark.parametrize("rule", ["age", "turns", "bytes", "chat"])
     async def test_trimmed_whole(self, open_store: OpenStore, rule: str) -> None:

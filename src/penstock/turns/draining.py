@@ -6,11 +6,15 @@ import weakref
 
 import trio
 
+from penstock.closing import CloseReason
+
 
 class Draining:
     """Whether a hub takes no more turns because it is about to close."""
 
     def __init__(self) -> None:
+        self.reason = CloseReason.drain
+        """What clients are told; `restart`, if it was so begun."""
         self._began = trio.Event()
         self._scopes: weakref.WeakSet[trio.CancelScope] = weakref.WeakSet()
 
@@ -22,8 +26,12 @@ class Draining:
         """Sleep until it begins."""
         await self._began.wait()
 
-    def begin(self) -> None:
-        """Begin. Only the first call counts."""
+    def begin(self, *, restart: bool = False) -> None:
+        """Begin, for a restart or not. Only the first call counts."""
+        if self._began.is_set():
+            return
+        if restart:
+            self.reason = CloseReason.restart
         self._began.set()
         for scope in list(self._scopes):
             scope.cancel("the hub is closing")

@@ -47,8 +47,10 @@ from penstock.turns.leases import Leases
 from penstock.turns.outage import Outage
 from penstock.turns.peers import Peers
 from penstock.turns.recent import RecentTurns
-from penstock.turns.replica import Replica
+from penstock.turns.replica import load
+from penstock.turns.replicas import Replicas
 from penstock.turns.runner import Runner, RunnerOptions
+from penstock.turns.tasks import Tasks
 from penstock.turns.turn import Producer, Turn, TurnRequest
 from penstock.turns.watched import WatchedChats
 from penstock.wire.messages import UIMessage
@@ -81,7 +83,7 @@ class Hub:
         recover: Recover | None,
     ) -> None:
         self._store = store
-        self._turn_nursery = nursery
+        self._tasks = Tasks(nursery)
         self._limits = limits
         self._outage = Outage(limits.hub, metrics)
         self._flusher = Flusher(store, limits.hub, metrics, self._outage)
@@ -97,6 +99,7 @@ class Hub:
             began=self._watched.began_elsewhere,
             missed=self._watched.look,
             limits=limits.hub,
+            metrics=metrics,
         )
         self._abandoned = Abandoned(
             store,
@@ -108,6 +111,7 @@ class Hub:
             start=self._start,
             limits=limits,
         )
+        self._replicas = Replicas(store, self._fan_out, self._leases, self._abandoned.look_after, limits.hub)
         self._flusher.refused = self._leases.hasten
         self._flusher.gave_up = self._give_up
         self._outage.changed = self._degraded
@@ -205,7 +209,7 @@ class Hub:
 
     def _start(self, runner: Runner, producer: Producer | None, turn: Turn) -> TurnHandle:
         self._running[runner.record.chat_id] = runner
-        self._turn_nursery.start_soon(self._run, runner, producer, turn, name=f"turn {turn.id}")
+        self._tasks.start_soon(self._run, runner, producer, turn, name=f"turn {turn.id}")
         return self._handle(runner)
 
     async def _run(self, runner: Runner, producer: Producer | None, turn: Turn) -> None:
@@ -239,7 +243,7 @@ class Hub:
             return await self._replica(record)
         if (handle := self._recent.get(record)) is not None:
             return handle
-        tail = await Replica(self._store, record).load()
+        tail = await load(self._store, record)
         return self._recent.keep(TurnHandle(tail, stop=partial(self._abandoned.stop, turn_id)))
 
     async def newest_turn(self, chat_id: str) -> TurnHandle | None:
@@ -303,16 +307,11 @@ class Hub:
         """Follow a turn that another process runs. What the store has of it now is there when this returns."""
         handle = self._recent.get(record)
         if handle is None:
-            replica = Replica(self._store, record, self._fan_out)
+            replica = self._replicas.follow(record)
             handle = self._recent.keep(
                 TurnHandle(
-                    replica.tail,
-                    stop=partial(self._abandoned.stop, record.turn_id),
-                    loaded=replica.loaded,
+                    replica.tail, stop=partial(self._abandoned.stop, record.turn_id), loaded=replica.loaded
                 )
-            )
-            self._turn_nursery.start_soon(
-                replica.run, self._abandoned.look_after, self._limits.hub, name=f"replica of {handle.id}"
             )
         await handle.wait_loaded()
         return handle
@@ -337,16 +336,16 @@ class Hub:
             entries_not_stored=sum(len(tail.entries) - tail.stored for tail in tails),
         )
 
-    async def drain(self, grace_s: float) -> None:
+    async def drain(self, grace_s: float, *, restart: bool = False) -> None:
         """Take no new turns, let the running ones end for `grace_s`, then end the rest as lost.
 
-        Cancelled, it leaves the running turns running.
+        Clients are told `CloseReason.drain`, or `restart`. Cancelled, it leaves the running turns running.
         """
-        self.draining.begin()
+        self.draining.begin(restart=restart)
         with trio.move_on_after(grace_s):
             while self._running or self._beginning:
                 await self._quiet.park()
-        self._turn_nursery.cancel_scope.cancel("the hub is closing")
+        self._tasks.cancel()
         with trio.move_on_after(self._limits.turn.seal_s):
             while self._running:
                 await self._quiet.park()
@@ -394,6 +393,7 @@ async def open_hub(
             flusher_nursery.start_soon(hub._fan_out.run)
             flusher_nursery.start_soon(hub._leases.keep, hub._abandoned.look_after)
             flusher_nursery.start_soon(hub._peers.run)
+            hub._tasks.start_soon(hub._replicas.run, name="replicas")
             yield hub
             hub.draining.begin()
             turn_nursery.cancel_scope.cancel("the hub is closing")

@@ -7,7 +7,8 @@
 | the user decided this | the turn's owner notes it, and answers how the approval ended |
 
 Notes may be lost. A stop that is not heard is forced by whoever asked for it; a decision that is not answered is an error
-to whoever made it, who may try again; and after an interruption everybody looks at the chats that are watched.
+to whoever made it, who may try again; and after an interruption everybody looks at the chats that are watched. So does a
+node that hears of more turns than it can look at.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from penstock.errors import StoreUnavailableError
 from penstock.journal.notes import NOTES
 from penstock.journal.store import Store, TurnRecord
 from penstock.limits import HubLimits
+from penstock.metrics import Metrics
 from penstock.turns.approvals import Verdict
 from penstock.turns.runner import Runner
 
@@ -81,7 +83,8 @@ class Peers:
         running: this node's turns, by chat.
         began: called with a chat and a turn that began on another node.
         missed: called when some of these may have been missed.
-        limits: how long to wait for an answer.
+        limits: how long to wait for an answer, and how much may wait here.
+        metrics: counts what is said too fast.
     """
 
     def __init__(
@@ -92,6 +95,7 @@ class Peers:
         began: Callable[[str, str], Awaitable[None]],
         missed: Callable[[], Awaitable[None]],
         limits: HubLimits,
+        metrics: Metrics,
     ) -> None:
         self._node = secrets.token_hex(6)
         self._store = store
@@ -99,16 +103,18 @@ class Peers:
         self._began = began
         self._missed = missed
         self._limits = limits
+        self._metrics = metrics
         self._unsaid: deque[Note] = deque(maxlen=NOTES)
         self._something = trio.lowlevel.ParkingLot()
-        self._unseen: deque[Began | None] = deque(maxlen=NOTES)
-        """What began elsewhere; None where some of it was missed."""
+        self._unseen: deque[Began | None] = deque()
+        """What began elsewhere; None where some of it was missed. `unseen_turns` at most, and one None more."""
         self._something_unseen = trio.lowlevel.ParkingLot()
         self._questions: dict[str, tuple[trio.Event, list[Verdict | None]]] = {}
 
     def began(self, record: TurnRecord) -> None:
         """Tell the others that a turn runs here now."""
-        self._say(Began(self._node, record.chat_id, record.turn_id))
+        if not self._store.private:
+            self._say(Began(self._node, record.chat_id, record.turn_id))
 
     def stop(self, record: TurnRecord, reason: str) -> None:
         """Ask whoever runs a turn to stop it."""
@@ -152,10 +158,24 @@ class Peers:
                         await trio.sleep(self._limits.flush_retry_s)
                         continue
                     if said.missed:
-                        self._unseen.append(None)
+                        self._look_at_all()
                     for note in said.notes:
                         self._hear(note, nursery)
                     self._something_unseen.unpark_all()
+
+    def _look_at_all(self) -> None:
+        """Have the chats that are watched looked at, after what waits."""
+        if not self._unseen or self._unseen[-1] is not None:
+            self._unseen.append(None)
+
+    def _look_at(self, began: Began) -> None:
+        """Have looked at what began elsewhere: if too much of it waits, at what is watched in its stead."""
+        if len(self._unseen) < self._limits.unseen_turns:
+            self._unseen.append(began)
+            return
+        self._metrics.count("peer_turns_skipped")
+        # It was in the store before it was told of, so that this will show it.
+        self._look_at_all()
 
     async def _look(self) -> None:
         """Look at what began elsewhere. A store that is slow must not keep us from hearing what else is said."""
@@ -170,7 +190,7 @@ class Peers:
                     await self._began(note.chat, note.turn)
             except StoreUnavailableError as exc:
                 logger.warning("what other nodes said could not be looked at: %s", exc)
-                self._unseen.append(None)
+                self._look_at_all()
                 await trio.sleep(self._limits.flush_retry_s)
 
     async def _speak(self) -> None:
@@ -199,7 +219,7 @@ class Peers:
         if note.node == self._node:
             return
         if isinstance(note, Began):
-            self._unseen.append(note)
+            self._look_at(note)
             return
         runner = self._running.get(note.chat)
         if runner is None or runner.record.turn_id != note.turn:

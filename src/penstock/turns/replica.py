@@ -1,22 +1,20 @@
 """A turn that runs elsewhere, or ran: its tail here is fed from the store.
 
 Followers of a replica see exactly what the store has, when there is news of it, or a poll later. When the store shows the
-turn's end, the replica ends; when it shows that the owner's lease has run out, the replica has the turn looked after, which
-ends it too.
+turn's end, the replica ends.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Sequence
 
 import trio
 
-from penstock.errors import LocalProtocolError, StoreUnavailableError
+from penstock.errors import LocalProtocolError
 from penstock.journal.fan_out import FanOut
 from penstock.journal.live import LiveTail
-from penstock.journal.store import Store, TurnRecord, TurnState
-from penstock.limits import HubLimits
+from penstock.journal.store import Look, Place, Store, TurnRecord, TurnState
 from penstock.wire.chunks import Start
 from penstock.wire.codec import decode_stored
 
@@ -29,9 +27,11 @@ PAGE = 1_000
 async def read_all(store: Store, record: TurnRecord, offset: int = 0) -> list[bytes]:
     """Read all entries of a turn from an offset on."""
     entries: list[bytes] = []
-    while page := await store.read(record.turn_id, offset + len(entries), PAGE):
+    while True:
+        page = await store.read(record.turn_id, offset + len(entries), PAGE)
         entries += page
-    return entries
+        if len(page) < PAGE:
+            return entries
 
 
 async def take_end(store: Store, tail: LiveTail) -> None:
@@ -53,77 +53,80 @@ async def take_end(store: Store, tail: LiveTail) -> None:
     tail.seal(record.state, [(decode_stored(json), json) for json in rest[len(shown) :]], record.ended_at)
 
 
+async def load(store: Store, record: TurnRecord) -> LiveTail:
+    """Return the tail of a turn that doesn't run, as its record is."""
+    tail = LiveTail(record)
+    while (missing := record.entries - len(tail.entries)) > 0:
+        page = await store.read(record.turn_id, len(tail.entries), min(missing, PAGE))
+        if not page:
+            break
+        _add(tail, page)
+        await trio.lowlevel.checkpoint()
+    tail.seal(record.state, (), record.ended_at)
+    return tail
+
+
 class Replica:
-    """A tail that is fed from the store."""
+    """A tail that is fed from the store; see `replicas.py`."""
 
-    def __init__(self, store: Store, record: TurnRecord, fan_out: FanOut | None = None) -> None:
-        self._store = store
-        self._record = record
+    def __init__(self, record: TurnRecord, fan_out: FanOut) -> None:
         self.tail = LiveTail(record, fan_out)
+        self.record = record
+        """As it was last looked at."""
         self.loaded = trio.Event()
-        """Set once the tail has all that the store had when somebody first asked for it, or has ended."""
+        """Set once the tail has all that the store had when somebody last asked for it, or has ended."""
+        self.followed_at = trio.current_time()
+        """When it was last seen that it has followers, or could not be fed."""
+        self.looked_after = False
+        """Whether somebody finds out what became of its owner."""
 
-    async def load(self) -> LiveTail:
-        """Fill the tail with a turn that doesn't run, end it, and return it."""
-        await self._catch_up(self._record)
-        self.tail.seal(self._record.state, (), self._record.ended_at)
-        return self.tail
+    @property
+    def place(self) -> Place:
+        """What is to be looked at next."""
+        return Place(self.record, len(self.tail.entries))
 
-    async def run(self, look_after: Callable[[TurnRecord], Awaitable[None]], limits: HubLimits) -> None:
-        """Feed the tail until the turn ends, nobody has followed it for two polls, or the store is away for too long."""
-        poll_s = limits.replica_poll_s
-        followed_at = heard_at = trio.current_time()
-        why = "nobody has followed the turn here"
-        try:
-            with self._store.news(self._record) as news:
-                while trio.current_time() < followed_at + 2 * poll_s:
-                    try:
-                        record = await self._store.turn(self._record.turn_id)
-                        if record is None or not await self._catch_up(record):
-                            why = "the journal has lost what it had of the turn"
-                            break
-                        self.loaded.set()
-                        heard_at = trio.current_time()
-                        if record.state is not TurnState.running:
-                            self.tail.seal(record.state, (), record.ended_at)
-                            return
-                        await look_after(record)
-                    except StoreUnavailableError as exc:
-                        followed_at = trio.current_time()
-                        if trio.current_time() - heard_at > limits.journal_grace_s:
-                            why = str(exc)
-                            break
-                        await trio.sleep(limits.flush_retry_s)
-                        continue
-                    await news.wait(poll_s)
-                    if self.tail.followers:
-                        followed_at = trio.current_time()
-        except LocalProtocolError as exc:
-            why = str(exc)
-        finally:
-            if not self.tail.ended:
-                logger.info("a replica of turn %s ends: %s", self._record.turn_id, why)
-                self.tail.break_off(why)
-            self.loaded.set()
-
-    async def _catch_up(self, record: TurnRecord) -> bool:
-        """Take what the record counts, and no more: what another owner may have added since is under another epoch.
+    def take(self, look: Look | None) -> bool:
+        """Take what the store has, and end with the turn.
 
         Returns:
-            Whether the tail is what the store has: not so if that was set back.
+            Whether that was all.
         """
         tail = self.tail
+        missing = -1 if look is None else look.record.entries - len(tail.entries)
+        if look is None or (missing and not look.entries):
+            self.break_off("the journal has lost what it had of the turn")
+            return True
+        self.record = record = look.record
         if record.epoch != tail.record.epoch:
             tail.change_owner(record)
-        while (missing := record.entries - len(tail.entries)) > 0:
-            page = await self._store.read(record.turn_id, len(tail.entries), min(missing, PAGE))
-            if not page:
-                return False
-            for json in page:
-                chunk = decode_stored(json)
-                if isinstance(chunk, Start):
-                    tail.first_entry = len(tail.entries)
-                tail.append(chunk, json)
-            tail.mark_stored(len(tail.entries), tail.bytes)
-            await trio.lowlevel.checkpoint()
-        return missing == 0
+        try:
+            _add(tail, look.entries)
+        except LocalProtocolError as exc:
+            self.break_off(str(exc))
+            return True
+        if len(look.entries) < missing:
+            return False
+        if record.state is not TurnState.running:
+            tail.seal(record.state, (), record.ended_at)
+        self.loaded.set()
+        return True
+
+    def break_off(self, why: str) -> None:
+        """End the tail without an end of the turn."""
+        logger.info("a replica of turn %s ends: %s", self.record.turn_id, why)
+        self.tail.break_off(why)
+        self.loaded.set()
+
+
+def _add(tail: LiveTail, entries: Sequence[bytes]) -> None:
+    """Add what the store has.
+
+    Raises:
+        LocalProtocolError: if it is nothing that we wrote.
+    """
+    for json in entries:
+        chunk = decode_stored(json)
+        if isinstance(chunk, Start):
+            tail.first_entry = len(tail.entries)
+        tail.append(chunk, json)
+    tail.mark_stored(len(tail.entries), tail.bytes)

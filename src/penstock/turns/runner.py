@@ -356,23 +356,27 @@ class Runner:
 
     async def _seal(self, end: _End) -> None:
         """Store the end, then show it. The first decision holds; whoever comes later finds it done or repeats it."""
-        async with self._seal_lock:
+        try:
+            self._seal_lock.acquire_nowait()
+        except trio.WouldBlock:
+            await self._seal_lock.acquire()
+        try:
             if self.tail.ended:
                 return
             if self._end is None:
                 self._last = [(chunk, encode(chunk)) for chunk in self._last_chunks(end)]
                 self._end = end
-            at = time.time()
-            last = [json for _, json in self._last]
-            try:
-                if await self._flusher.seal(self.tail, last, self._end.state, self.message(), at=at):
-                    self.tail.seal(self._end.state, self._last, at)
-                else:
-                    await take_end(self._store, self.tail)
-            except StoreUnavailableError as exc:
-                level = logging.DEBUG if self._flusher.outage.away else logging.ERROR
-                logger.log(level, "the end of turn %s could not be stored: %s", self.record.turn_id, exc)
-                self._flusher.outage.failed(exc)
+            at, last = time.time(), [json for _, json in self._last]
+            if await self._flusher.seal(self.tail, last, self._end.state, self.message(), at=at):
+                self.tail.seal(self._end.state, self._last, at)
+            else:
+                await take_end(self._store, self.tail)
+        except StoreUnavailableError as exc:
+            level = logging.DEBUG if self._flusher.outage.away else logging.ERROR
+            logger.log(level, "the end of turn %s could not be stored: %s", self.record.turn_id, exc)
+            self._flusher.outage.failed(exc)
+        finally:
+            self._seal_lock.release()
 
     def _last_chunks(self, end: _End) -> list[AnyChunk]:
         """Close what is open and say how it ended, through the grammar like all else."""

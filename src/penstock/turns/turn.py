@@ -85,6 +85,8 @@ class Turn(Writer):
         """The client's own request. None if none began this run: the program did, or the turn was adopted."""
         self.finish_reason: FinishReason | None = None
         """Why the model stopped; what `finish` will say. `stop` where it is left None."""
+        self.finish_metadata: Any = None
+        """What the newest relayed `finish` said of the message, such as what an answer cost."""
 
     def __repr__(self) -> str:
         return f"<Turn {self.id} of chat {self.chat_id}>"
@@ -122,8 +124,10 @@ class Turn(Writer):
             return self._runner.write_nowait(chunk)
         match chunk:
             case Start(message_metadata=metadata) | Finish(message_metadata=metadata):
-                if isinstance(chunk, Finish) and chunk.finish_reason is not UNSET:
-                    self.finish_reason = chunk.finish_reason
+                if isinstance(chunk, Finish):
+                    self.finish_metadata = None if metadata is UNSET else metadata
+                    if chunk.finish_reason is not UNSET:
+                        self.finish_reason = chunk.finish_reason
                 if metadata is UNSET:
                     return False
                 chunk = MessageMetadata(message_metadata=metadata)

@@ -1,4 +1,4 @@
-"""A node that `test_redis.py` kills while its turn runs."""
+"""A node that `test_engines.py` kills while its turn runs: `python talking_node.py JOURNAL`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from penstock.testing import user_message
 
 
 async def talk(turn: Turn) -> None:
+    """Never end."""
     async with turn.text() as text:
         while True:
             await text.write("word ")
@@ -19,6 +20,7 @@ async def talk(turn: Turn) -> None:
 
 
 async def main(url: str) -> None:
+    """Own a turn until killed."""
     async with open_hub(journal=url, limits=Limits(hub=HubLimits(lease_s=0.6))) as hub:
         await hub.start_turn("chat", talk, [user_message("Hello")])
         await trio.sleep_forever()
