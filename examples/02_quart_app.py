@@ -24,9 +24,8 @@ import msgspec
 import trio
 from quart_trio import QuartTrio
 
-from penstock import Penstock, Turn
+from penstock import Action, Denied, Penstock, Request, Turn
 from penstock.server import serve_until_signalled
-from penstock.web.auth import Action, Denied, Request
 
 # Where your app asks its sessions or its identity provider, this one has a list.
 USERS = dict(pair.split(":", 1) for pair in os.environ.get("CHAT_TOKENS", "").split(",") if ":" in pair)

@@ -16,9 +16,7 @@ from typing import cast
 from openai import APIConnectionError, AsyncOpenAI, RateLimitError, Timeout
 from openai.types.chat import ChatCompletionMessageParam
 
-from penstock import AnswerError, Turn
-from penstock.relay.openai_messages import openai_messages
-from penstock.wire.chunks import FinishReason
+from penstock import AnswerError, FinishReason, Turn, openai_messages
 
 MODEL = os.environ.get("OPENAI_MODEL", "gpt-5.4-mini")
 FINISH_REASONS: dict[str, FinishReason] = {

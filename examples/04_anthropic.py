@@ -16,8 +16,7 @@ from typing import Any, cast
 from anthropic import APIConnectionError, AsyncAnthropic, OverloadedError, RateLimitError, Timeout
 from anthropic.types import Message, MessageParam, ThinkingConfigParam, ToolParam, ToolResultBlockParam
 
-from penstock import AnswerError, Turn
-from penstock.wire.chunks import FinishReason
+from penstock import AnswerError, FinishReason, Turn
 
 MODEL = os.environ.get("ANTHROPIC_MODEL", "claude-sonnet-5-5")
 MODEL_CALLS = 8  # a model that never stops calling tools would cost without end

@@ -27,8 +27,7 @@ from pydantic_ai.providers.openai import OpenAIProvider
 from pydantic_ai.ui.vercel_ai import VercelAIAdapter
 from pydantic_ai.ui.vercel_ai.response_types import BaseChunk, DoneChunk, ErrorChunk
 
-from penstock import AnswerError, Turn
-from penstock.wire.codec import decode_chunk
+from penstock import AnswerError, Turn, decode_chunk
 
 MODEL = os.environ.get("OPENAI_MODEL", "gpt-5.4-mini")
 

@@ -13,8 +13,7 @@ from uuid import uuid4
 
 import trio
 
-from penstock import Turn, TurnHandle, UIMessage, open_hub
-from penstock.wire.chunks import TextDelta
+from penstock import Turn, TurnHandle, UIMessage, chunks, open_hub
 
 
 async def count(turn: Turn) -> None:
@@ -38,7 +37,7 @@ async def follow(name: str, turn: TurnHandle, after: int = -1, entries: int = sy
                 batch = await subscription.next_batch(min(100, entries - (last - after)))
             except trio.EndOfChannel:
                 break
-            texts = [entry.chunk.delta for entry in batch if isinstance(entry.chunk, TextDelta)]
+            texts = [entry.chunk.delta for entry in batch if isinstance(entry.chunk, chunks.TextDelta)]
             print(f"{name}: {''.join(texts)}", flush=True)
             last = batch[-1].offset
     return last

@@ -17,10 +17,7 @@ from typing import Annotated
 import trio
 from msgspec import Meta
 
-from penstock import Turn
-from penstock.errors import ToolError
-from penstock.relay.tools import run_tools, tool
-from penstock.relay.upstream import open_upstream
+from penstock import ToolError, Turn, open_upstream, run_tools, tool
 
 UPSTREAM = os.environ.get("UPSTREAM", "http://127.0.0.1:11434/v1")
 MODEL = os.environ.get("MODEL", "llama3.2")

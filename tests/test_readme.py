@@ -41,7 +41,9 @@ def test_make_run_serves_the_demo_and_ends_cleanly(clone: Path, tmp_path: Path) 
     home = tmp_path / "home"
     home.mkdir()
     environment = {
-        name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "PYTHONPATH")
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("VIRTUAL_ENV", "PYTHONPATH", "PYTHONPYCACHEPREFIX")
     }
     environment |= {"HOME": str(home), "PYTHON": sys.executable}
     with subprocess.Popen(

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx2
 import pytest
@@ -101,12 +101,14 @@ class Provider:
                 }
             )
             events, cut = 0, b"politely" in body or b"rudely" in body
-            async for line in answer.aiter_lines():
-                if events < EVENTS or not cut:
-                    await send(
-                        {"type": "http.response.body", "body": f"{line}\n".encode(), "more_body": True}
-                    )
-                events += not line
+            # Closed here where the example has left, and not when it is collected, of which Trio would warn.
+            async with aclosing(cast("AsyncGenerator[str]", answer.aiter_lines())) as lines:
+                async for line in lines:
+                    if events < EVENTS or not cut:
+                        await send(
+                            {"type": "http.response.body", "body": f"{line}\n".encode(), "more_body": True}
+                        )
+                    events += not line
             if b"rudely" in body:
                 raise ConnectionError("a broken connection was asked for")
             await send({"type": "http.response.body", "body": b"", "more_body": False})

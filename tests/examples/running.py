@@ -21,8 +21,6 @@ PENSTOCK = Path(sys.executable).with_name("penstock")
 START_S = 20.0
 """Importing a provider's SDK takes seconds on a busy machine."""
 END_S = 10.0
-BYTECODE = ROOT / ".pytest_cache" / "bytecode"
-"""Where it goes if the environment says to write none beside the sources: compiling an SDK takes longer than its test."""
 
 
 @dataclass
@@ -40,14 +38,11 @@ class Example:
 
 def environment(**more: str) -> dict[str, str]:
     """Return this process's environment without anybody's keys, and with no proxy between us and the loopback."""
-    kept = {
+    return {
         name: value
         for name, value in os.environ.items()
         if not name.startswith(("OPENAI_", "ANTHROPIC_")) and not name.lower().endswith("_proxy")
-    }
-    if kept.pop("PYTHONDONTWRITEBYTECODE", ""):
-        kept["PYTHONPYCACHEPREFIX"] = str(BYTECODE)
-    return kept | more
+    } | more
 
 
 @asynccontextmanager

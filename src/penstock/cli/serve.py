@@ -6,17 +6,21 @@ import gc
 import importlib
 import inspect
 import os
+import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from functools import partial
 from typing import NamedTuple, TypeAlias
 
 import trio
 
+from penstock.cli.address import Address, bind, say_metrics, say_urls
 from penstock.errors import AppStartupError
+from penstock.journal.store import Retention
 from penstock.limits import Limits
+from penstock.metrics import MEASURES, Counters, Metrics, NopMetrics, known
 from penstock.server import serve_until_signalled
+from penstock.server.scrape import serve_metrics
 from penstock.server.worker import Worker
 from penstock.turns.abandoned import Recover
 from penstock.turns.turn import Producer
@@ -26,6 +30,8 @@ from penstock.wire.versions import parse_sdk_version
 
 GC_OBJECTS = 50_000
 """New containers until a collection of the young ones: some hundred short turns make as many, in 10 MB."""
+PROCESS_MEASURES = [name for name in MEASURES if not name.startswith("worker")]
+"""What a process counts that serves, and not a supervisor."""
 
 
 class Answering(NamedTuple):
@@ -104,17 +110,43 @@ def run_server(
     ws_deflate: bool,
     certfile: str | None,
     keyfile: str | None,
+    retention: Retention,
     limits: Limits,
+    metrics: Address | None,
     worker: Worker | None,
     say: Callable[[str], None],
 ) -> None:
     """Serve until a signal, then drain; as a supervisor's worker, on what it has bound.
 
+    Args:
+        open_answering: opens who answers.
+        retention: what the journal keeps.
+        metrics: where to answer `GET /metrics`. A worker has its supervisor do that.
+        worker: what a supervisor has made of this process.
+        say: told the URLs.
+
+    The others are those of `Penstock` and `serve`.
+
     Raises:
         ValueError: if it can't start, with a sentence that says why.
     """
+    counters = None if metrics is None else Counters(known(PROCESS_MEASURES))
+    counting: Metrics = NopMetrics() if counters is None else counters
 
     async def run() -> None:
+        scraped: list[socket.socket] = []
+        if metrics is not None and worker is None:
+            scraped = await bind(metrics, limits=limits.server)
+            say_metrics(say, scraped)
+        try:
+            await answer_all(scraped)
+        finally:
+            for listener in scraped:
+                listener.close()
+        if worker is not None and counters is not None:
+            await worker.farewell(counters)
+
+    async def answer_all(scraped: list[socket.socket]) -> None:
         async with open_answering() as (answer, recover):
             app = chat_app(
                 answer,
@@ -125,7 +157,9 @@ def run_server(
                 sdk_version=parse_sdk_version(sdk_version),
                 recover=recover,
                 on_conflict=on_conflict,
+                retention=retention,
                 limits=limits,
+                metrics=counting,
             )
             async with trio.open_nursery() as nursery:
                 # What it calls gets the task_status.
@@ -141,16 +175,19 @@ def run_server(
                         certfile=certfile,
                         keyfile=keyfile,
                         limits=limits.server,
+                        metrics=counting,
                         task_status=task_status,
                     )
                     nursery.cancel_scope.cancel("the server has ended")
 
+                if counters is not None and scraped:
+                    nursery.start_soon(serve_metrics, scraped, lambda: counters.values)
                 urls = await nursery.start(serve)
                 _spare_the_collector()
                 if worker is None:
-                    _say_urls(say, urls)
+                    say_urls(say, urls)
                 else:
-                    await worker.run()
+                    await worker.run(counters)
 
     try:
         trio.run(run)
@@ -159,43 +196,6 @@ def run_server(
         if problem is None:
             raise
         raise ValueError(problem) from group
-
-
-def run_supervisor(
-    *, host: str, port: int, workers: int, scheme: str, limits: Limits, say: Callable[[str], None]
-) -> int:
-    """Keep so many processes with this command line, until a signal. Returns the status to exit with.
-
-    Raises:
-        ValueError: if the address can't be bound, or the workers don't start, with a sentence that says why.
-    """
-    from penstock.server.supervisor import SupervisionError, supervise
-
-    try:
-        trio.run(
-            partial(
-                supervise,
-                [sys.executable, *sys.orig_argv[1:]],
-                host=host,
-                port=port,
-                workers=workers,
-                scheme=scheme,
-                limits=limits,
-                say=partial(_say_urls, say),
-            )
-        )
-    except OSError as exc:
-        raise ValueError(f"can't listen on {host}, port {port}: {exc.strerror}") from exc
-    except SupervisionError as exc:
-        if str(exc):
-            say(f"Error: {exc}")
-        return exc.status
-    return 0
-
-
-def _say_urls(say: Callable[[str], None], urls: Sequence[str]) -> None:
-    for url in urls:
-        say(f"penstock is listening on {url}  (chat at /, API at /api/chat, Ctrl-C ends it)")
 
 
 def _spare_the_collector() -> None:

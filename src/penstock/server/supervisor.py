@@ -16,11 +16,14 @@ says so. It has a session of its own: Ctrl-C in a terminal is for the supervisor
 | the first worker does not start | ends, with its status: the worker has said why |
 | a worker ends | starts another, after `first_backoff_s`, doubled up to `backoff_max_s` while they don't last `steady_s` |
 | no worker is left, and `starts` in a row came to nothing | ends, with 1 |
-| SIGHUP | for one worker after the other: starts a new one, waits until it accepts, drains the old one |
+| SIGHUP | for one worker after the other: starts a new one, waits until it accepts, drains the old one with SIGHUP: its clients are told of a restart |
 | a new worker does not start then | leaves the old ones as they are |
 | SIGTERM, SIGINT | drains all; kills who is still there after `drain_s` and `kill_s` |
 | a second one | has the workers end at once |
 | the supervisor is killed | the workers drain and end |
+
+THE NUMBERS of all workers are here, where one scrape gets them: each worker says every second what it has counted, and once
+more at its end. Counters go on over a seat's processes; see `_Seat.values`.
 """
 
 from __future__ import annotations
@@ -29,13 +32,15 @@ import os
 import signal
 import socket
 import subprocess
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from functools import partial
 
 import trio
 
 from penstock.limits import Limits
+from penstock.metrics import MEASURES, Counters, Series, known
 from penstock.server.log import logger
+from penstock.server.scrape import serve_metrics
 from penstock.server.tcp import open_listeners, url_of
 from penstock.server.worker import Seat
 from penstock.server.worker_process import WorkerProcess
@@ -62,6 +67,26 @@ class _Seat:
         self._reload: trio.Event | None = None
         self._reloaded = False
         self._predecessor: WorkerProcess | None = None
+        self._past = Counters()
+        """What those who have ended here have counted."""
+
+    def values(self, here: Iterable[WorkerProcess]) -> dict[Series, int]:
+        """Return what was counted in this seat, with its number as a label.
+
+        Args:
+            here: the processes that are in the seat now: two, while one of them drains.
+        """
+        total = Counters()
+        for values in (self._past.values, *(process.values for process in here)):
+            for (name, labels), value in values.items():
+                total.count(name, value, worker=str(self.number), **dict(labels))
+        return total.values
+
+    def ended(self, process: WorkerProcess) -> None:
+        """Keep the counters of a process that was here; its gauges have no meaning any more."""
+        for (name, labels), value in process.values.items():
+            if name in MEASURES and MEASURES[name].kind == "counter":
+                self._past.count(name, value, **dict(labels))
 
     @property
     def ready(self) -> bool:
@@ -97,6 +122,7 @@ class _Seat:
                 await self._stay()
                 if trio.current_time() - self._process.began >= limits.steady_s:
                     backoff_s = limits.first_backoff_s
+                self._supervisor.counters.count("worker_crashes")
                 logger.error(
                     "worker %d (pid %d) ended with %d: another one in %g s",
                     self.number, self._process.pid, self._process.status, backoff_s,
@@ -157,6 +183,16 @@ class Supervisor:
         """Whether they are to end."""
         self.wanted = trio.Event()
         """Set when new workers are wanted."""
+        self.counters = Counters(known(["worker_crashes"]))
+
+    def values(self) -> dict[Series, int]:
+        """Return what all workers have counted, and the supervisor itself."""
+        values = dict(self.counters.values)
+        values["workers", ()] = sum(seat.ready for seat in self._seats)
+        for seat in self._seats:
+            here = [process for process in self._processes if process.number == seat.number]
+            values |= seat.values(here)
+        return values
 
     async def run(self, started: Callable[[], None]) -> None:
         """Keep a worker in each seat until `end` is called or there is no hope, which is `failure`; then have them leave.
@@ -201,7 +237,6 @@ class Supervisor:
             own=[listener.fileno() for listener in self._bindings[number - 1]],
             spare=[listener.fileno() for listener in others],
         )
-        control = trio.SocketStream(trio.socket.from_stdlib_socket(here))
         with there:
             process = WorkerProcess(
                 number,
@@ -212,7 +247,7 @@ class Supervisor:
                     pass_fds=seat.descriptors,
                     start_new_session=True,
                 ),
-                control,
+                here,
             )
         self._processes.add(process)
         self._nursery.start_soon(self._attend, process, news)
@@ -234,6 +269,7 @@ class Supervisor:
     async def _attend(self, process: WorkerProcess, news: Callable[[], None]) -> None:
         await process.attend(news)
         self._processes.discard(process)
+        self._seats[process.number - 1].ended(process)
 
     def check_hope(self) -> None:
         """End it if no worker is left and none starts."""
@@ -259,8 +295,8 @@ class Supervisor:
                 nursery.start_soon(process.leave, self.leave_s)
 
     def dismiss(self, process: WorkerProcess) -> None:
-        """Have one worker leave."""
-        self._nursery.start_soon(process.leave, self.leave_s)
+        """Have one worker leave to another that is here already."""
+        self._nursery.start_soon(partial(process.leave, self.leave_s, restart=True))
 
     def hasten(self) -> None:
         """Have workers that drain end at once."""
@@ -305,6 +341,7 @@ async def supervise(
     scheme: str,
     limits: Limits,
     say: Callable[[list[str]], None],
+    scraped: list[socket.socket] | None = None,
 ) -> None:
     """Keep so many workers on one address, until SIGTERM or SIGINT; then drain. For the main thread only.
 
@@ -316,6 +353,7 @@ async def supervise(
         scheme: of the URLs.
         limits: how long, and how often; see `SupervisorLimits`.
         say: told the URLs once all workers accept connections.
+        scraped: bound sockets on which to answer `GET /metrics` with the numbers of all; closed at the end.
 
     Raises:
         OSError: the address can't be bound.
@@ -332,6 +370,8 @@ async def supervise(
             async with trio.open_nursery() as nursery:
                 supervisor = Supervisor(command, bindings, nursery, limits)
                 nursery.start_soon(_obey, supervisor, signals)
+                if scraped is not None:
+                    nursery.start_soon(serve_metrics, scraped, supervisor.values)
                 await supervisor.run(partial(say, [url_of(listener, scheme) for listener in bindings[0]]))
                 nursery.cancel_scope.cancel("the workers have ended")
     finally:
