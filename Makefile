@@ -36,7 +36,7 @@ bench: .venv/peers peers
 	$(BIN)/python benchmarks/crosscheck.py --rounds 2 --output benchmarks/results/crosscheck.json
 	$(BIN)/python benchmarks/report.py
 
-# The same for relays of a model, and for WebSocket beside SSE; 11 minutes.
+# The same for relays of a model, and for WebSocket beside SSE; 11 minutes, 15 at most.
 bench-more: .venv/peers peers
 	$(BIN)/python benchmarks/transports.py --output benchmarks/results/transports.json
 	$(BIN)/python benchmarks/relay.py --output benchmarks/results/relay.json

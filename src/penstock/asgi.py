@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any, Protocol, TypeAlias
 
 Scope: TypeAlias = MutableMapping[str, Any]
@@ -10,8 +10,8 @@ Message: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[Message]]
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
 
-PING_LINE = b"\n"
-"""What `DirectStream.write` takes for a ping on a WebSocket, whose messages are lines: an empty one."""
+PING_FRAME = b"\x89\x00"
+"""A WebSocket's ping, as `DirectStream.write` knows it: it is to be written by itself."""
 
 ASGIApp: TypeAlias = Callable[[Any, Any, Any], Awaitable[None]]
 """An application: `await app(scope, receive, send)`. Frameworks type the three each in their own way."""
@@ -28,14 +28,17 @@ class DirectStream(Protocol):
         """Whether `write` may be used, now that the response's head was sent."""
 
     def write(self, data: bytes) -> bool:
-        """Write a piece of the body without waiting; False, and nothing is taken, while earlier ones wait."""
+        """Write a piece of the body, or whole messages of a WebSocket, without waiting; False, and nothing is taken, while earlier ones wait."""
 
     @property
     def disconnect(self) -> dict[str, Any] | None:
         """The ASGI message that says how the client left; None while it is here."""
 
-    def hold(self, data: bytes) -> bool:
-        """Keep a piece of the body to go out with what comes next; False, and it is not kept, while earlier ones wait."""
+    def start(self, status: int, headers: Iterable[tuple[bytes, bytes]], data: bytes) -> bool:
+        """Start the response, with the first piece of its body, without waiting; False, and it is for `send`, where it can't."""
+
+    def end(self, data: bytes) -> bool:
+        """End the response, with the last piece of its body, without waiting; False, and it is for `send`, where it can't."""
 
     async def ping(self) -> None:
         """Send a ping on a WebSocket, whether it is direct or not."""

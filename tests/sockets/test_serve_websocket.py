@@ -140,6 +140,23 @@ async def test_our_client_makes_good_what_is_cut(every: int) -> None:
     assert mixed.runs == 1
 
 
+@pytest.mark.parametrize(("restart", "reason", "code"), [(False, "drain", 1001), (True, "restart", 1012)])
+async def test_a_drain_says_what_its_caller_says(restart: bool, reason: str, code: int) -> None:
+    async with serving(Mixed()) as served, websocket(served) as socket:
+        await ask(socket, "watch", "w", id="c")
+        assert (await hear(socket))["event"] == "snapshot"
+        with trio.fail_after(3):
+            await served.hub.drain(1, restart=restart)
+        assert (await hear(socket))["data"]["reason"] == reason
+        while (frame := await hear(socket))["type"] != "closing":
+            pass
+        assert (frame["reason"], frame["reconnect"]) == (reason, True)
+        with pytest.raises(ConnectionClosed) as caught:
+            await socket.get_message()
+        assert caught.value.reason is not None
+        assert (caught.value.reason.code, caught.value.reason.reason) == (code, reason)
+
+
 async def test_it_drains_with_its_hub() -> None:
     """The turn that is followed ends; who only watches is told to come back; then it returns."""
     go_on = trio.Event()

@@ -88,6 +88,16 @@ async def test_connection_close_is_honoured() -> None:
         assert (await client.read_to_end())[1] == "eof"
 
 
+async def test_a_connection_ends_after_a_thousand_requests() -> None:
+    """What a long life has gathered goes with it. The client is told, and nothing it sent ahead is answered."""
+    async with open_server(hello) as server:
+        client = await server.connect(GET * 1_001)
+        for number in range(1_000):
+            _, headers, _ = await client.read_response()
+            assert (headers.get("connection") == "close") is (number == 999)
+        assert await client.read_to_end() == (b"", "eof")
+
+
 async def test_expectation_is_answered() -> None:
     async def read_all(scope: Scope, receive: Receive, send: Send) -> None:
         while (await receive())["more_body"]:
@@ -100,6 +110,11 @@ async def test_expectation_is_answered() -> None:
         )
         assert (await client.read_until(b"\r\n\r\n")).startswith(b"HTTP/1.1 100")
         await client.send(b"{}")
+        assert (await client.read_response())[0] == 200
+        # The next one's body is here with its head: it waits for nothing.
+        await client.send(
+            b"POST / HTTP/1.1\r\nhost: test\r\nexpect: 100-continue\r\ncontent-length: 2\r\n\r\n{}"
+        )
         assert (await client.read_response())[0] == 200
 
 
@@ -132,6 +147,35 @@ async def test_early_answer_arrives() -> None:
         client.half_close()
         assert (await client.read_response())[0] == 413
         assert await client.read_to_end() == (b"", "eof")
+
+
+async def test_a_scope_is_what_asgi_says() -> None:
+    scopes: list[Scope] = []
+
+    async def look(scope: Scope, receive: Receive, send: Send) -> None:
+        scopes.append(scope)
+        await respond(send)
+
+    async with open_server(look) as server:
+        client = await server.connect(b"PUT /a%20b/%C3%A9?c=%20d HTTP/1.1\r\nHost: A\r\nX-Y:  z \r\n\r\n")
+        await client.read_response()
+    (scope,) = scopes
+    assert scope.pop("client")[0] == "127.0.0.1"
+    assert scope.pop("server") == ("127.0.0.1", server.port)
+    assert set(scope.pop("extensions")) == {"penstock.server", "penstock.stream"}
+    assert scope == {
+        "type": "http",
+        "asgi": {"spec_version": "2.1", "version": "3.0"},
+        "http_version": "1.1",
+        "method": "PUT",
+        "scheme": "http",
+        "path": "/a b/é",
+        "raw_path": b"/a%20b/%C3%A9",
+        "query_string": b"c=%20d",
+        "root_path": "",
+        "headers": [(b"host", b"A"), (b"x-y", b"z")],
+        "state": {},
+    }
 
 
 async def test_scopes_have_the_extensions() -> None:

@@ -74,6 +74,20 @@ async def test_a_dripped_body_is_cut(framing: bytes) -> None:
         assert server.metrics.get("server_timeouts", phase="body") == 1
 
 
+async def test_a_refusal_does_not_break_into_an_answer() -> None:
+    """The body is late and the answer under way: it is cut, and nothing is added to it."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await start_stream(send)
+        await read_all(scope, receive, send)
+
+    async with open_server(app, limits=LIMITS) as server:
+        client = await server.connect(b"POST / HTTP/1.1\r\nhost: test\r\ncontent-length: 5\r\n\r\n")
+        answer, _ = await client.read_to_end()
+        assert answer.endswith(b"\r\n\r\n5\r\nfirst\r\n")
+        assert server.metrics.get("server_timeouts", phase="body") == 1
+
+
 async def test_a_body_that_its_app_does_not_take_is_cut() -> None:
     """The reader that waits for the app still has its deadline."""
 

@@ -216,12 +216,12 @@ async def test_a_fault_in_a_protocol_is_logged_in_one_line(
 ) -> None:
     """The guard, whatever the fault: here one that no client knows how to make."""
 
-    async def fail(self: object) -> None:
+    async def fail(self: object, data: bytes) -> None:
         await trio.lowlevel.checkpoint()
         raise RuntimeError("broken\r\nforged record \x1b[2J")
 
     async with other_stream_runs() as server:
-        monkeypatch.setattr("penstock.server.http1.Http1._handle_events", fail)
+        monkeypatch.setattr("penstock.server.http1.Http1._take", fail)
         with caplog.at_level(logging.INFO, "penstock.server"):
             client = await server.connect(GET)
             assert (await client.read_to_end())[0] == b""

@@ -69,11 +69,14 @@ async def connect(server: TestServer) -> Http2Client:
 
 async def test_streams_are_answered_side_by_side() -> None:
     scopes: list[Scope] = []
+    answered = trio.Event()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         scopes.append(scope)
-        await trio.sleep(0.02 if scope["path"] == "/slow" else 0)
+        if scope["path"] == "/slow":
+            await answered.wait()
         await respond(send, scope["path"].encode())
+        answered.set()
 
     async with open_server(app, limits=LIMITS, http2=True) as server:
         client = await connect(server)

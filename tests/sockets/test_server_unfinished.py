@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import trio
-from raw import GET, Receive, Scope, Send, open_server, respond, start_stream
+from raw import GET, RawClient, Receive, Scope, Send, open_server, respond, start_stream, wait_for
 
 from penstock.limits import ServerLimits
 
@@ -88,7 +88,8 @@ async def test_an_app_that_gives_up_a_write_still_delivers_it() -> None:
         client = await server.connect(GET)
         await trio.sleep(0.1)
         assert (await client.read_response())[2] == body
-        assert await client.read_to_end() == (b"", "eof")
+        with trio.fail_after(5):
+            assert await client.read_to_end() == (b"", "eof")
 
 
 async def test_an_app_that_says_nothing_is_a_500() -> None:
@@ -99,8 +100,23 @@ async def test_an_app_that_says_nothing_is_a_500() -> None:
         assert (await server.get())[0] == 500
 
 
+async def test_an_app_that_fails_just_as_its_client_leaves() -> None:
+    """There is nobody to say 500 to, and that is no fault of the connection."""
+    clients: list[RawClient] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        clients.pop().reset()
+
+    async with open_server(app, limits=LIMITS) as server:
+        client = await server.connect()
+        clients.append(client)
+        await client.send(GET)
+        await wait_for(lambda: server.metrics.get("server_connections") == 0)
+        assert server.metrics.get("server_connection_errors") == 0
+
+
 async def test_an_app_that_breaks_http_is_cut() -> None:
-    """A header that h11 refuses leaves nothing to answer with; the next client is served."""
+    """A header that can't be sent leaves nothing to answer with; the next client is served."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         value = b"a\r\nforged: b" if scope["path"] == "/" else b"good"

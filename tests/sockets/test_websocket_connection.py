@@ -16,10 +16,11 @@ from raw import TestServer, open_server, wait_for
 from wsproto.events import CloseConnection, TextMessage
 
 from penstock import AsgiWebSocket, CloseReason, Turn, chat_app, open_connection
-from penstock.asgi import PING_LINE, Receive, Scope, Send
+from penstock.asgi import PING_FRAME, Receive, Scope, Send
 from penstock.errors import ClientGoneError
 from penstock.limits import ConnectionLimits, ServerLimits
 from penstock.testing import MemoryTransport
+from penstock.wire.websocket import text_message
 
 LIMITS = ServerLimits(linger_s=0.2, drain_s=0.3, abort_s=0.1)
 
@@ -35,11 +36,11 @@ class Connected:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         assert (await receive())["type"] == "websocket.connect"
         transport = AsgiWebSocket(scope, send)
-        open_it = functools.partial(open_connection, opening=b"", ending=b"", keepalive_frame=PING_LINE)
+        open_it = functools.partial(open_connection, opening=b"", ending=b"", keepalive_frame=PING_FRAME)
         async with open_it(transport) as connection:
             connection.on_close(lambda reason: self.ends.append((reason, transport.client_close)))
             while self.writes:
-                await connection.send_frame(b'{"a":1}\n')
+                await connection.send_frame(text_message(b'{"a":1}'))
                 await trio.sleep(0.001)
             while not self.reads:
                 await trio.sleep_forever()
@@ -121,7 +122,7 @@ async def test_the_table_of_reasons_can_be_said(reason: CloseReason) -> None:
 async def say_directly(scope: Scope, send: Send) -> None:
     """Write past `send`, waiting for room."""
     stream = scope["extensions"]["penstock.stream"]
-    while not stream.write(b'{"n":1}\n'):
+    while not stream.write(text_message(b'{"n":1}')):
         await stream.wait_writable()
 
 
@@ -168,13 +169,13 @@ async def test_nothing_follows_a_close() -> None:
         await receive()
         await send({"type": "websocket.accept"})
         stream = scope["extensions"]["penstock.stream"]
-        line = b'{"type":"n","requestId":"%b"}\n' % (b"x" * 200_000)
+        text = text_message(b'{"type":"n","requestId":"%b"}' % (b"x" * 200_000))
 
         async def write() -> None:
             try:
                 while True:
                     # More than the socket takes: the close frame has to wait, and so have we.
-                    if not stream.write(line):
+                    if not stream.write(text):
                         await stream.wait_writable()
             except ClientGoneError:
                 pass

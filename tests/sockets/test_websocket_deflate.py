@@ -26,6 +26,7 @@ from wsproto.events import TextMessage
 from penstock import chat_app
 from penstock.limits import ServerLimits
 from penstock.server.deflate import Deflate, Deflater, agree
+from penstock.wire.websocket import text_message
 
 LIMITS = ServerLimits(linger_s=0.2, drain_s=0.3, abort_s=0.1)
 OFFER = "permessage-deflate; client_max_window_bits"
@@ -103,7 +104,7 @@ class Echo:
             text = message["text"] or ""
             stream = scope["extensions"]["penstock.stream"]
             if stream.direct and text.startswith("direct"):
-                assert stream.write(text.encode() + b"\n")
+                assert stream.write(text_message(text.encode()))
             else:
                 await send({"type": "websocket.send", "text": text})
 

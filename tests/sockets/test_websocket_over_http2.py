@@ -15,15 +15,17 @@ import h2.settings
 import pytest
 import trio
 from raw import RawClient, TestServer, open_server, wait_for
+from test_server_websocket import Echo
 from test_websocket import hello
 from test_websocket_hostile import BROKEN, PEACEFUL, raw_frame
 from wsproto.connection import Connection, ConnectionType
 from wsproto.events import BytesMessage, CloseConnection, Event, Ping, Pong, TextMessage
 
 from penstock import AsgiWebSocket, CloseReason, Limits, chat_app, open_connection
-from penstock.asgi import ASGIApp, Message, Receive, Scope, Send
+from penstock.asgi import ASGIApp, Receive, Scope, Send
 from penstock.errors import ClientGoneError
 from penstock.limits import ConnectionLimits, ServerLimits
+from penstock.wire.websocket import text_message
 
 LIMITS = ServerLimits(drain_s=0.3, abort_s=0.1, linger_s=0.1, keep_alive_s=0.2)
 CONNECT = {
@@ -171,25 +173,6 @@ async def open_stream(client: Http2Client, stream: int, **fields: str) -> Stream
     await client.ask(stream, **fields)
     assert await client.status(stream) == 200
     return Stream(client, stream)
-
-
-class Echo:
-    """An app that echoes, and keeps what it was told."""
-
-    def __init__(self) -> None:
-        self.messages: list[Message] = []
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "websocket":
-            return
-        await receive()
-        await send({"type": "websocket.accept"})
-        while True:
-            message = await receive()
-            self.messages.append(message)
-            if message["type"] == "websocket.disconnect":
-                return
-            await send({"type": "websocket.send", "text": message["text"], "bytes": message["bytes"]})
 
 
 async def test_chats_on_two_streams_of_one_connection() -> None:
@@ -386,7 +369,7 @@ async def test_a_client_that_takes_nothing_loses_its_stream() -> None:
         limits = ConnectionLimits(write_stall_s=0.2)
         async with open_connection(transport, limits=limits, opening=b"", ending=b"") as connection:
             while scope["path"] == "/flood":
-                await connection.send_frame(b"x" * 10_000 + b"\n")
+                await connection.send_frame(text_message(b"x" * 10_000))
             while (message := await receive())["type"] != "websocket.disconnect":
                 pass
             transport.client_left(message)

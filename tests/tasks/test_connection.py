@@ -218,6 +218,9 @@ async def test_broken_transport_is_a_client_that_left(direct: bool, autojump_clo
             await trio.lowlevel.checkpoint()
             raise ConnectionResetError
 
+        def write_nowait(self, data: bytes) -> bool:
+            raise ConnectionResetError
+
     async with open_connection(Broken(direct=direct)) as connection:
         await wait_to_be_cancelled()
     assert connection.close_reason is CloseReason.client_gone
@@ -558,4 +561,4 @@ async def test_cancelled_at_every_step_it_closes_once(leaves: bool, calls: bool,
     while await cancel_a_connection_at(step, leaves=leaves, direct=direct, calls=calls):
         step += 1
         assert step < 500
-    assert step > 10
+    assert step > 7  # a step more for each checkpoint of the block, and of a callback

@@ -18,6 +18,7 @@ FLOORS = {
     "limits": 0,
     "closing": 0,
     "metrics": 0,
+    "prometheus": 0,
     "wire": 1,
     "journal": 2,
     "turns": 3,
@@ -37,7 +38,7 @@ FLOORS = {
     "__init__": 8,
     "__main__": 8,
 }
-SANS_IO = {"asgi", "errors", "limits", "closing", "metrics", "wire"}
+SANS_IO = {"asgi", "errors", "limits", "closing", "metrics", "prometheus", "wire"}
 # `demo` is the built-in model: an app like any user's, and so it uses what a user would.
 SEES_PUBLIC_NAMES = {"demo", "testing"}
 

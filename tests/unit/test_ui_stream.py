@@ -18,7 +18,7 @@ from penstock.errors import (
 )
 from penstock.relay.ui_stream import FORWARDED, UiStreamProtocol, UiStreamTranslator
 from penstock.turns.turn import TurnRequest
-from penstock.web.request import all_headers
+from penstock.web.request import Headers
 from penstock.wire.chunks import AnyChunk, Error, Finish, Start
 from penstock.wire.codec import encode
 from penstock.wire.grammar import Grammar
@@ -73,7 +73,7 @@ def test_what_a_real_route_sends_is_passed_on_as_it_is(name: str) -> None:
     assert passed_on(translate([transcript(name)])) == sent(transcript(name))
 
 
-@pytest.mark.parametrize("name", ["all-7", "data-7", "invalid-6"])
+@pytest.mark.parametrize("name", ["all-7", "data-7", "invalid-6", "merged-7"])
 def test_what_a_real_route_sends_is_legal(name: str) -> None:
     """As a turn takes it: without the beginning and the end of its own."""
     grammar = Grammar()
@@ -290,15 +290,13 @@ def test_a_websockets_frame_is_the_request_that_a_post_would_be() -> None:
     send = read_client_frame(json.dumps(frame).encode())
     assert isinstance(send, Send)
     scope = {"headers": [(b"cookie", b"a=1"), (b"cookie", b"b=2"), (b"x-b", b"1"), (b"x-b", b"2")]}
-    request = TurnRequest(send.fields, all_headers(scope, send.headers))
+    request = TurnRequest(send.fields, Headers(scope, send.headers))
     assert json.loads(request.body) == {"custom": 1, **chat}
     assert request.headers == {"cookie": "a=1; b=2", "x-b": "1, 2", "authorization": "Bearer user"}
-    assert all_headers({"headers": [(b"authorization", b"proxy")]}, send.headers) == {
-        "authorization": "proxy"
-    }
+    assert Headers({"headers": [(b"authorization", b"proxy")]}, send.headers) == {"authorization": "proxy"}
     assert "user" not in repr(request)
     for no_header in ("", "a\r\nx-role: admin", " a", "\u20ac"):
-        assert all_headers({"headers": []}, {"authorization": no_header}) == {}
+        assert Headers({"headers": []}, {"authorization": no_header}) == {}
 
 
 @pytest.mark.parametrize(

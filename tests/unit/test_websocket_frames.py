@@ -12,16 +12,17 @@ from hypothesis import strategies as st
 from wsproto.connection import Connection, ConnectionType
 from wsproto.events import Ping, TextMessage
 
+from penstock.asgi import PING_FRAME
 from penstock.connections.pump import merge
 from penstock.errors import RemoteProtocolError
 from penstock.journal.entry import Entry
 from penstock.limits import WireLimits
-from penstock.server.direct import Framing, messages
-from penstock.web.socket import _Chunks
+from penstock.server.direct import Framing
+from penstock.web.frames import Chunks, Events
 from penstock.wire.chunks import TextDelta
 from penstock.wire.codec import encode
 from penstock.wire.websocket import (
-    PING,
+    PING_JSON,
     REQUEST_ID_CHARACTERS,
     Act,
     Detach,
@@ -30,7 +31,9 @@ from penstock.wire.websocket import (
     Send,
     Watch,
     frame,
+    payloads,
     read_client_frame,
+    text_message,
 )
 
 USER = {"id": "u1", "role": "user", "parts": [{"type": "text", "text": "Hello"}]}
@@ -215,11 +218,11 @@ class Client:
     def __init__(self, request_id: str = "r", version: Any = 7) -> None:
         self.refuses = False
         self.frames: list[dict[str, Any]] = []
-        self.chunks = _Chunks(request_id, version, self.take)
+        self.chunks = Chunks(request_id, version, self.take)
 
     def take(self, data: bytes) -> bool:
         if not self.refuses:
-            self.frames += [json.loads(line) for line in data.split(b"\n")[:-1]]
+            self.frames += [json.loads(text) for text in payloads(data)]
             assert [each["sequence"] for each in self.frames] == list(range(len(self.frames)))
         return not self.refuses
 
@@ -306,21 +309,85 @@ SIZES = [1, 124, 125, 126, 127, 65_535, 65_536, 65_537, 300_000]
 
 @pytest.mark.parametrize("size", SIZES)
 def test_a_message_of_any_size_is_framed_as_the_protocol_says(size: int) -> None:
-    line = b"x" * size
+    text = b"x" * size
     header = 2 if size < 126 else 4 if size < 65_536 else 10
-    framed = messages(line + b"\n")
+    framed = text_message(text)
     assert len(framed) == header + size
     peer = Connection(ConnectionType.CLIENT)
     peer.receive_data(framed)
-    assert list(peer.events()) == [TextMessage(data=line.decode())]
+    assert list(peer.events()) == [TextMessage(data=text.decode())]
+    assert list(payloads(framed)) == [text]
 
 
 @given(st.lists(st.binary(max_size=200).map(lambda data: data.hex().encode()), max_size=20))
-def test_lines_are_messages_and_empty_ones_pings(lines: list[bytes]) -> None:
+def test_messages_and_pings_can_be_joined_and_taken_apart(texts: list[bytes]) -> None:
+    framed = b"".join([text_message(text) if text else PING_FRAME for text in texts])
     peer = Connection(ConnectionType.CLIENT)
-    peer.receive_data(messages(b"".join(line + b"\n" for line in lines)))
-    expected = [TextMessage(data=line.decode()) if line else Ping() for line in lines]
+    peer.receive_data(framed)
+    expected = [TextMessage(data=text.decode()) if text else Ping() for text in texts]
     assert list(peer.events()) == expected
+    assert list(payloads(framed)) == texts
+
+
+def events_of(data: bytes) -> list[dict[str, Any]]:
+    """What a client reads."""
+    return [json.loads(text) for text in payloads(data)]
+
+
+IDS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=REQUEST_ID_CHARACTERS)
+
+
+@given(
+    st.lists(IDS, min_size=1, max_size=4),
+    st.lists(st.tuples(st.integers(0, 8), st.integers(1, 4)), max_size=6),
+    st.sampled_from([None, "chunk", "text-delta", "finish"]),
+)
+def test_each_watcher_has_its_own_id_on_what_is_rendered_once_for_all(
+    ids: list[str], passes: list[tuple[int, int]], types: str | None
+) -> None:
+    """Some of the ids are as long as each other, and some entries are asked for again, or joined."""
+    ids += [f"w{number}" for number in range(3)]
+    watchers = [Events(request_id, types, None) for request_id in ids]
+    entries = [entry(offset) for offset in range(12)]
+    for begin, count in passes:
+        some = entries[begin : begin + count]
+        for batch in (some, merge(some)[0], []):
+            for request_id, watcher in zip(ids, watchers, strict=True):
+                wanted = [] if types == "finish" else batch
+                assert events_of(watcher(batch)) == [
+                    {
+                        "type": "event",
+                        "requestId": request_id,
+                        "event": "chunk",
+                        "data": json.loads(each.json),
+                        "position": each.id.decode(),
+                    }
+                    for each in wanted
+                ]
+
+
+def test_two_turns_that_are_watched_at_once_are_not_mixed() -> None:
+    first, second = Events("a", None, None), Events("b", None, None)
+    for offset in range(3):
+        one, two = entry(offset), entry(offset)
+        two.id_prefix = b"n.1-"
+        assert [each["position"] for each in events_of(first([one]) + second([two]))] == [
+            f"m.1-{offset}",
+            f"n.1-{offset}",
+        ]
+
+
+def test_those_who_watch_for_the_same_share_what_is_rendered_and_no_burst_is_kept() -> None:
+    few, many = [entry(0)], [entry(offset) for offset in range(4_000)]
+    watchers = [Events(id, "text-delta", None) for id in ("1", "2")]
+    shared = watchers[0]._shared
+    assert watchers[1]._shared is shared
+    assert shared.pieces(few) is shared.pieces([*few])
+    assert len(events_of(watchers[0](many))) == 4_000
+    assert shared.pieces(few) is shared.pieces(few)
+    assert sum(map(len, shared._pieces)) < 1_000
+    wish = ",".join(["text-delta"] * 200)
+    assert Events("1", wish, None)._shared is not Events("2", wish, None)._shared
 
 
 def test_framing_keeps_the_last_and_no_other() -> None:
@@ -328,27 +395,26 @@ def test_framing_keeps_the_last_and_no_other() -> None:
 
     def encode_once(data: bytes) -> bytes:
         calls.append(data)
-        return messages(data)
+        return b"[" + data + b"]"
 
     framing = Framing(encode_once)
-    first, second = b"a\n", b"bb\n"
+    first, second = b"a", b"bb"
     assert framing.frame(first) is framing.frame(first)
-    assert framing.frame(second) == messages(second)
-    assert framing.frame(first) == messages(first)
+    assert framing.frame(second) == b"[bb]"
+    assert framing.frame(first) == b"[a]"
     assert calls == [first, second, first]
 
 
 def test_our_frames_are_what_any_client_ignores_or_knows() -> None:
-    assert json.loads(PING) == {"type": "ping", "requestId": ""}
-    assert json.loads(frame("error", "r", errorText="No.")) == {
-        "type": "error",
-        "requestId": "r",
-        "errorText": "No.",
-    }
+    assert json.loads(PING_JSON) == {"type": "ping", "requestId": ""}
+    assert events_of(frame("error", "r", errorText="No.")) == [
+        {"type": "error", "requestId": "r", "errorText": "No."}
+    ]
 
 
-def test_a_chunk_frame_has_no_line_feed_inside() -> None:
-    """It would end the message in its middle."""
+def test_a_line_feed_in_what_is_said_stays_one_message() -> None:
+    """Events are rendered in lines, and cut there."""
     chunk = TextDelta(id="t\n", delta="a\nb\r\n\u2028")
-    data = Client("r\n").chunks([Entry(0, chunk, encode(chunk), b"m.1-")])
-    assert data.count(b"\n") == 1
+    entries = [Entry(0, chunk, encode(chunk), b"m.1-")]
+    for data in (Client("r\n").chunks(entries), Events("r\n", None, None)(entries)):
+        assert [each["requestId"] for each in events_of(data)] == ["r\n"]

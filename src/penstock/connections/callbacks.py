@@ -65,20 +65,15 @@ class OnClose:
         self._pending[registration] = None
         return registration
 
-    @property
-    def longest_s(self) -> float:
-        """The longest that `run` can take."""
-        return self._callback_s * (len(self._pending) + 1)
-
     async def run(self, reason: CloseReason) -> None:
-        """Run what is registered, at most `callback_s` each. The caller shields it."""
+        """Run what is registered, at most `callback_s` each. No checkpoint where none of them awaits."""
         self._reason = reason
         while self._pending:
             registration, _ = self._pending.popitem()
             try:
                 result = registration._callback(reason)
                 if inspect.isawaitable(result):
-                    with trio.fail_after(self._callback_s):
+                    with trio.fail_after(self._callback_s, shield=True):
                         await result
             except Exception as exc:
                 logger.error("an on-close callback failed", exc_info=exc)

@@ -23,6 +23,7 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
+from functools import partial
 
 import trio
 
@@ -49,28 +50,10 @@ class Connection:
     """A client's stream. Made by `open_connection`."""
 
     __slots__ = (
-        "_bytes",
-        "_callbacks",
-        "_closed",
-        "_drained",
-        "_ending",
-        "_ending_reason",
-        "_fast",
-        "_finishing",
-        "_frames",
-        "_keepalive_frame",
-        "_keepalives",
-        "_last_write",
-        "_limits",
-        "_metrics",
-        "_nursery",
-        "_opening",
-        "_transport",
-        "_waiting",
-        "_write_began",
-        "_writes",
-        "close_reason",
-    )
+        "_bytes", "_callbacks", "_closed", "_drained", "_ending", "_ending_reason", "_fast", "_finishing",
+        "_frames", "_keepalive_frame", "_keepalives", "_last_write", "_limits", "_metrics", "_now",
+        "_nursery", "_opening", "_transport", "_waiting", "_write_began", "_writes", "close_reason",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -97,7 +80,8 @@ class Connection:
         self._ending_reason: CloseReason | None = None
         """Why the connection is to close once what waits is written."""
         self._write_began: float | None = None
-        self._last_write = trio.current_time()
+        self._now = trio.lowlevel.current_clock().current_time
+        self._last_write = self._now()
         self._frames = self._writes = self._bytes = self._keepalives = 0
         self.close_reason: CloseReason | None = None
         """Why the connection closed: the first cause. None while it is open."""
@@ -166,11 +150,22 @@ class Connection:
         except OSError:
             self.close(CloseReason.client_gone)
             return False
-        self._last_write = trio.current_time()
+        self._last_write = self._now()
         self._frames += 1
         self._writes += 1
         self._bytes += len(frame)
         return True
+
+    def end_with(self, frame: bytes) -> bool:
+        """Have a frame go out in one write with the stream's ending, when nothing is sent any more before that.
+
+        Returns:
+            Whether it was taken: only on the fast lane, for the ending then is the next write.
+        """
+        if self._fast:
+            self._frames += 1
+            self._ending = frame + self._ending
+        return self._fast
 
     def _queue(self, frame: bytes) -> bool:
         if self.close_reason is not None or self._ending_reason is not None or not self._waiting.put(frame):
@@ -215,7 +210,16 @@ class Connection:
         # The writer is at rest, and is not needed for one write.
         self._begin_ending(CloseReason.finished)
         self._fast = False
-        await self._write()
+        self._finishing = True
+        try:
+            self._drained = self._transport.finish_nowait(self._ending, CloseReason.finished)
+        except OSError:
+            self.close(CloseReason.client_gone)
+        if self._drained:
+            self._count(self._ending)
+            self.close(CloseReason.finished)
+        elif self.close_reason is None:
+            await self._write()
 
     def close(self, reason: CloseReason) -> None:
         """Cut the stream and cancel the producer, unless the connection is closed: the first reason stays."""
@@ -226,7 +230,8 @@ class Connection:
                 self._transport.abort()
             if reason is not CloseReason.finished:
                 self._nursery.cancel_scope.cancel(f"the connection closed: {reason.value}")
-            self._closed.unpark_all()
+            if self._closed:
+                self._closed.unpark_all()
             self._waiting.wake()
             self._metrics.count("connections_closed", reason=reason.value)
 
@@ -246,19 +251,24 @@ class Connection:
             self._fast = False
             self._nursery.start_soon(self._write)
 
-    async def _begin(self) -> None:
-        """The writer task, from the stream's beginning."""
+    def _start(self) -> None:
         try:
-            await self._timed(self._transport.start(self._opening))
+            self._fast = self._transport.start_nowait(self._opening)
         except OSError:
             self.close(CloseReason.client_gone)
-            return
-        self._count(self._opening)
-        await self._write()
+        if self._fast:
+            self._count(self._opening)
+        elif self.close_reason is None:
+            self._nursery.start_soon(partial(self._write, starts=True))
 
-    async def _write(self) -> None:
+    async def _write(self, *, starts: bool = False) -> None:
         """The writer task: nothing else touches the sending side of the transport meanwhile."""
         try:
+            if starts:
+                first = self._waiting.take_first()
+                await self._timed(self._transport.start(self._opening + first))
+                self._count(self._opening + first)
+                self._waiting.written(len(first))
             while True:
                 data = self._waiting.take_nowait()
                 if data is None:
@@ -292,10 +302,10 @@ class Connection:
             self._bytes += len(data)
 
     async def _timed(self, write: Awaitable[None]) -> None:
-        self._write_began = trio.current_time()
+        self._write_began = self._now()
         await write
         self._write_began = None
-        self._last_write = trio.current_time()
+        self._last_write = self._now()
 
     def look(self, now: float) -> float:
         """The keepalive timer's look: one for the quiet stream and for the stalled one."""
@@ -361,9 +371,10 @@ async def open_connection(
     try:
         async with trio.open_nursery() as nursery:
             connection = Connection(transport, limits, metrics, opening, ending, keepalive_frame, nursery)
-            nursery.start_soon(connection._begin)
             if not transport.on_gone(connection._client_gone):
                 nursery.start_soon(connection._watch)
+            if connection.close_reason is None:
+                connection._start()
             if keepalive is None:
                 keepalive = Keepalive()
                 nursery.start_soon(keepalive.run)
@@ -378,8 +389,7 @@ async def open_connection(
                 keepalive.discard(connection)
                 connection.close(CloseReason.cancelled)
                 nursery.cancel_scope.cancel("the connection is closed")
-                with trio.move_on_after(connection._callbacks.longest_s, shield=True):
-                    await connection._callbacks.run(connection.close_reason or CloseReason.cancelled)
+                await connection._callbacks.run(connection.close_reason or CloseReason.cancelled)
     finally:
         metrics.gauge("connections_open", -1)
     if failure is not None:

@@ -18,11 +18,12 @@ _Channel: TypeAlias = tuple[trio.MemorySendChannel[bytes], trio.MemoryReceiveCha
 class FrameQueue:
     """From a connection's producer to its writer."""
 
-    __slots__ = ("_channel", "_limits", "_line", "_room", "bytes")
+    __slots__ = ("_channel", "_closed", "_limits", "_line", "_room", "bytes")
 
     def __init__(self, limits: ConnectionLimits) -> None:
         self._limits = limits
-        self._channel: _Channel | None = trio.open_memory_channel[bytes](limits.frames)
+        self._channel: _Channel | None = None
+        self._closed = False
         self._room = trio.lowlevel.ParkingLot()
         self._line: trio.StrictFIFOLock | None = None
         """Those who wait for room, the first of them in `_room`; made when somebody does."""
@@ -41,16 +42,19 @@ class FrameQueue:
 
     def put(self, frame: bytes) -> bool:
         """Put a frame in if there is room. One that is larger than the whole allowance passes alone."""
-        if self.bytes and self.bytes + len(frame) > self._limits.queue_bytes:
+        if self._closed or (self.bytes and self.bytes + len(frame) > self._limits.queue_bytes):
             return False
-        if self._channel is None:
-            self._channel = trio.open_memory_channel[bytes](self._limits.frames)
         try:
-            self._channel[0].send_nowait(frame)
-        except (trio.WouldBlock, trio.ClosedResourceError):
+            self._open()[0].send_nowait(frame)
+        except trio.WouldBlock:
             return False
         self.bytes += len(frame)
         return True
+
+    def _open(self) -> _Channel:
+        if self._channel is None:
+            self._channel = trio.open_memory_channel[bytes](self._limits.frames)
+        return self._channel
 
     def line(self) -> trio.StrictFIFOLock:
         """Return the line to stand in for room: a large frame needs all of it, which small ones would never leave."""
@@ -68,18 +72,24 @@ class FrameQueue:
             trio.EndOfChannel: nothing waits, and nothing will.
         """
         if self._channel is None:
-            raise trio.EndOfChannel
+            if self._closed:
+                raise trio.EndOfChannel
+            return None
         try:
             frame = self._channel[1].receive_nowait()
         except trio.WouldBlock:
             return None
         return b"".join([frame, *self._rest()])
 
+    def take_first(self) -> bytes:
+        """Like `take_nowait`, but empty where nothing waits, or ever will."""
+        return b"" if self._channel is None else b"".join(self._rest())
+
     async def take(self) -> bytes:
         """Like `take_nowait`, but sleep until there is something."""
-        if self._channel is None:
+        if self._channel is None and self._closed:
             raise trio.EndOfChannel
-        frame = await self._channel[1].receive()
+        frame = await self._open()[1].receive()
         return b"".join([frame, *self._rest()])
 
     def _rest(self) -> Iterator[bytes]:
@@ -93,7 +103,7 @@ class FrameQueue:
     def written(self, size: int) -> None:
         """Note that so many of the bytes that were taken are written."""
         self.bytes -= size
-        self._room.unpark_all()
+        self.wake()
 
     def rest(self) -> None:
         """Let go of the channel, which is empty, until something has to wait again."""
@@ -101,9 +111,11 @@ class FrameQueue:
 
     def close(self) -> None:
         """Take no more frames; those that wait are still there to be taken."""
+        self._closed = True
         if self._channel is not None:
             self._channel[0].close()
 
     def wake(self) -> None:
-        """Wake those who wait for room: there will be none."""
-        self._room.unpark_all()
+        """Wake those who wait for room: there is some, or never will be."""
+        if self._room:
+            self._room.unpark_all()

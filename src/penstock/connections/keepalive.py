@@ -31,11 +31,14 @@ class Keepalive:
     def __init__(self) -> None:
         self._due: dict[Timed, float] = {}
         self._sleep = trio.CancelScope()
+        self._until = math.inf
+        """Its deadline; to ask the scope, or to move it, costs more."""
 
     def add(self, timed: Timed, at: float) -> None:
         """Look at `timed` at `at` for the first time."""
         self._due[timed] = at
-        self._sleep.deadline = min(self._sleep.deadline, at)
+        if at < self._until:
+            self._until = self._sleep.deadline = at
 
     def discard(self, timed: Timed) -> None:
         """Look at it no more."""
@@ -45,8 +48,8 @@ class Keepalive:
         """Look until cancelled."""
         soonest = 0.0
         while True:
-            due = max(min(self._due.values(), default=math.inf), soonest)
-            with trio.CancelScope(deadline=due) as self._sleep:
+            self._until = max(min(self._due.values(), default=math.inf), soonest)
+            with trio.CancelScope(deadline=self._until) as self._sleep:
                 await trio.sleep_forever()
             now = trio.current_time()
             soonest = now + GRAIN_S

@@ -34,6 +34,7 @@ async def pump(
     metrics: Metrics,
     offer: Callable[[bytes], bool] | None = None,
     exact: bool = False,
+    ends: bool = False,
     farewell: Callable[[], bytes] = bytes,
 ) -> None:
     """Send what the subscription has, to the turn's end.
@@ -46,6 +47,7 @@ async def pump(
         metrics: counts `viewer_merges` and `viewer_dropped`.
         offer: what `connection.offer` is to be asked through, by one that must know what was refused.
         exact: never join or leave out anything, for a client that counts.
+        ends: whether the stream ends with the turn: then the last entries go out together with its ending.
         farewell: what a viewer is told that is cut as slow; nothing, where an early end must not look like the end.
 
     Raises:
@@ -73,13 +75,21 @@ async def pump(
                 if dropped:
                     metrics.count("viewer_dropped", dropped)
         data = render(batch)
-        if data:
+        if data and not (ends and subscription.over and connection.end_with(data)):
             await connection.send_frame(data)
         taken = subscription.next_offset
         await subscription.ride(render, offer or connection.offer)
         if subscription.next_offset > taken:
             # Only who keeps up is not behind: a small rest may still wait for a large one to be written.
             behind_since = None
+
+
+def first_batch(subscription: Subscription, render: Render, limits: ViewerLimits) -> bytes:
+    """Return what a follower that is not far behind is sent first: it can go out with its stream's opening."""
+    if subscription.lag > limits.batch_entries or subscription.lag_bytes > limits.pressure_bytes:
+        return b""
+    batch = subscription.next_batch_nowait(limits.batch_entries)
+    return render(batch) if batch else b""
 
 
 def merge(entries: Sequence[Entry]) -> tuple[list[Entry], int]:

@@ -10,10 +10,10 @@ fast lane of a connection.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
-from penstock.asgi import DirectStream, Message, Receive, Scope, Send
+from penstock.asgi import DirectStream, Receive, Scope, Send
 from penstock.closing import CloseReason
 
 
@@ -23,6 +23,13 @@ class Transport(Protocol):
     @property
     def direct(self) -> bool:
         """Whether `write_nowait` can write, once `start` has returned."""
+
+    def start_nowait(self, opening: bytes) -> bool:
+        """Do what `start` does if that needs no wait, and be `direct`; else return False and have done nothing.
+
+        Raises:
+            OSError: if the client has gone.
+        """
 
     async def start(self, opening: bytes) -> None:
         """Send what precedes the stream, the response's head, and its first bytes; there may be none.
@@ -47,6 +54,13 @@ class Transport(Protocol):
             OSError: if the client has gone.
         """
 
+    def finish_nowait(self, ending: bytes, reason: CloseReason) -> bool:
+        """Do what `finish` does if that needs no wait; else return False and have done nothing.
+
+        Raises:
+            OSError: if the client has gone.
+        """
+
     async def finish(self, ending: bytes, reason: CloseReason) -> None:
         """Send the stream's last bytes, possibly none, and end it politely.
 
@@ -66,6 +80,10 @@ class Transport(Protocol):
         """Sleep until the client has gone."""
 
 
+def _not_now(data: bytes) -> bool:
+    return False
+
+
 class AsgiTransport:
     """An HTTP response of any ASGI server on Trio.
 
@@ -73,27 +91,38 @@ class AsgiTransport:
     by returning from the app with the response unfinished, and a write that the server shields ends when the server ends it.
     """
 
-    __slots__ = ("_headers", "_receive", "_send", "_stream", "direct")
+    __slots__ = ("_headers", "_receive", "_send", "_stream", "direct", "write_nowait")
 
     def __init__(
         self, scope: Scope, receive: Receive, send: Send, headers: Iterable[tuple[bytes, bytes]]
     ) -> None:
         self._receive = receive
         self._send = send
-        self._headers: list[tuple[bytes, bytes]] | None = list(headers)
+        self._headers: Sequence[tuple[bytes, bytes]] = tuple(headers)
         self._stream: DirectStream | None = scope.get("extensions", {}).get("penstock.stream")
         self.direct = False
+        self.write_nowait: Callable[[bytes], bool] = _not_now
+        """See `Transport.write_nowait`. Where it can, the stream's own: a fan-out calls it for each viewer and pass."""
+
+    def start_nowait(self, opening: bytes) -> bool:
+        """See `Transport.start_nowait`."""
+        if self._stream is None or not self._stream.start(200, self._headers, opening):
+            return False
+        self._started()
+        return True
 
     async def start(self, opening: bytes) -> None:
         """See `Transport.start`."""
-        head: Message = {"type": "http.response.start", "status": 200, "headers": self._headers}
-        self._headers = None
-        if opening and self._stream is not None:
-            head["penstock.hold"] = True
-        await self._send(head)
-        self.direct = self._stream is not None and self._stream.direct
+        await self._send({"type": "http.response.start", "status": 200, "headers": list(self._headers)})
+        self._started()
         if opening:
             await self.write(opening)
+
+    def _started(self) -> None:
+        self._headers = ()
+        if self._stream is not None and self._stream.direct:
+            self.direct = True
+            self.write_nowait = self._stream.write
 
     async def write(self, data: bytes) -> None:
         """See `Transport.write`."""
@@ -105,13 +134,13 @@ class AsgiTransport:
         # Until the socket has it all: what waits meanwhile is better kept in one place.
         await self._stream.wait_writable()
 
-    def write_nowait(self, data: bytes) -> bool:
-        """See `Transport.write_nowait`."""
-        return self.direct and self._stream is not None and self._stream.write(data)
+    def finish_nowait(self, ending: bytes, reason: CloseReason) -> bool:
+        """See `Transport.finish_nowait`."""
+        return self._stream is not None and self._stream.end(ending)
 
     async def finish(self, ending: bytes, reason: CloseReason) -> None:
         """See `Transport.finish`."""
-        if ending and (self._stream is None or not self._stream.hold(ending)):
+        if ending:
             await self.write(ending)
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 

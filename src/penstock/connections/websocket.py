@@ -1,7 +1,7 @@
 """A WebSocket of any ASGI server on Trio, as a connection's transport.
 
-What a connection writes here is lines: each is a text message, and an empty one, `PING_LINE`, is a ping. JSON has no line feed in it, so
-that many messages are one piece of bytes on their way to the client.
+What a connection writes here are messages as `penstock.wire.websocket.text_message` makes them: on our own server they are
+what goes to the client, one or many in one piece.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from penstock.asgi import DirectStream, Message, Scope, Send
 from penstock.closing import CloseReason
-from penstock.wire.websocket import PING
+from penstock.wire.websocket import PING_JSON, payloads
 
 
 class AsgiWebSocket:
@@ -20,7 +20,7 @@ class AsgiWebSocket:
     only our own server tells without being asked. On a server that is not ours a ping is a message.
 
         transport = AsgiWebSocket(scope, send)
-        async with open_connection(transport, opening=b"", ending=b"", keepalive_frame=PING_LINE) as connection:
+        async with open_connection(transport, opening=b"", ending=b"", keepalive_frame=PING_FRAME) as connection:
             connection.on_close(lambda reason: log(reason, transport.client_close))
             while (message := await receive())["type"] != "websocket.disconnect":
                 ...
@@ -57,6 +57,10 @@ class AsgiWebSocket:
             message = self._stream.disconnect  # It may have left while nobody waited for its next message.
         return None if message is None else (message.get("code", 1005), message.get("reason") or "")
 
+    def start_nowait(self, opening: bytes) -> bool:
+        """See `Transport.start_nowait`. Accepting takes a wait."""
+        return False
+
     async def start(self, opening: bytes) -> None:
         """See `Transport.start`."""
         await self._send({"type": "websocket.accept", "subprotocol": self._subprotocol, "headers": []})
@@ -67,9 +71,9 @@ class AsgiWebSocket:
     async def write(self, data: bytes) -> None:
         """See `Transport.write`."""
         if self._stream is None or not self.direct:
-            for line in data.split(b"\n")[:-1]:
-                if line or self._stream is None:
-                    await self._send({"type": "websocket.send", "text": (line or PING).decode()})
+            for text in payloads(data):
+                if text or self._stream is None:
+                    await self._send({"type": "websocket.send", "text": (text or PING_JSON).decode()})
                 else:
                     await self._stream.ping()
             return
@@ -80,6 +84,10 @@ class AsgiWebSocket:
     def write_nowait(self, data: bytes) -> bool:
         """See `Transport.write_nowait`."""
         return self.direct and self._stream is not None and self._stream.write(data)
+
+    def finish_nowait(self, ending: bytes, reason: CloseReason) -> bool:
+        """See `Transport.finish_nowait`. So does closing."""
+        return False
 
     async def finish(self, ending: bytes, reason: CloseReason) -> None:
         """See `Transport.finish`."""

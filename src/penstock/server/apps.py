@@ -64,10 +64,11 @@ class Inbox:
         if message["type"] == self._disconnect["type"]:
             self.end(message)
             return
-        if self._bytes > self._unread_bytes:
-            with trio.fail_at(client.deadline):
-                while self._bytes > self._unread_bytes and not self.ended:
-                    await self._changed.park()
+        await self.wait_for_room(client)
+        self.put_nowait(message)
+
+    def put_nowait(self, message: Message) -> None:
+        """Tell the app, unless it was told the end."""
         if not self.ended:
             size = (
                 len(message.get("body") or message.get("bytes") or message.get("text") or b"")
@@ -75,14 +76,27 @@ class Inbox:
             )
             self._messages.append((message, size))
             self._bytes += size
-            self._changed.unpark_all()
+            if self._changed:
+                self._changed.unpark_all()
+
+    async def wait_for_room(self, client: Client) -> None:
+        """Wait while more than `unread_bytes` are unread. Does not wait, nor check for cancellation, where there are not.
+
+        Raises:
+            trio.TooSlowError: at the client's deadline.
+        """
+        if self._bytes > self._unread_bytes:
+            with trio.fail_at(client.deadline):
+                while self._bytes > self._unread_bytes and not self.ended:
+                    await self._changed.park()
 
     def end(self, disconnect: Message | None = None) -> None:
         """Tell the app that its client has left, or has the whole answer. Only the first call counts."""
         if not self.ended:
             self.ended = True
             self._disconnect = disconnect or self._disconnect
-            self._changed.unpark_all()
+            if self._changed:
+                self._changed.unpark_all()
             if self._on_end is not None:
                 # Called once, and not kept: it knows who knows us.
                 on_end, self._on_end = self._on_end, None
@@ -111,7 +125,8 @@ class Inbox:
         await trio.lowlevel.checkpoint_if_cancelled()
         message, size = self._messages.pop(0)
         self._bytes -= size
-        self._changed.unpark_all()
+        if self._changed:
+            self._changed.unpark_all()
         return message
 
 
@@ -148,6 +163,20 @@ class AppTasks:
         send: Callable[[Any], Awaitable[None]],
     ) -> Callable[[Any], Awaitable[None]]:
         """Start the app and return how to tell it something. Does not wait."""
+        inbox = self.open_inbox(scope)
+
+        async def send_or_raise(message: Message) -> None:
+            if inbox.ended and message["type"] != "websocket.close":
+                # The checkpoint is for an app that swallows the error and tries again, for ever.
+                await trio.lowlevel.checkpoint()
+                raise ClientGoneError("the client has left, or has the whole response")
+            await send(message)
+
+        self.start(app, scope, inbox, send_or_raise, partial(send, None))
+        return partial(inbox.put, client=self._client)
+
+    def open_inbox(self, scope: Message) -> Inbox:
+        """Return what tells the app of this scope, which gets its extensions."""
         websocket = scope["type"] == "websocket"
         if websocket:
             disconnect: Message = {"type": "websocket.disconnect", "code": 1006}
@@ -157,10 +186,20 @@ class AppTasks:
         scope["extensions"]["penstock.server"] = self._going_away
         if (stream := self._client.direct_stream(inbox, websocket=websocket)) is not None:
             scope["extensions"]["penstock.stream"] = stream
+        return inbox
+
+    def start(
+        self,
+        app: ASGIApp,
+        scope: Message,
+        inbox: Inbox,
+        send: Callable[[Message], Awaitable[None]],
+        end: Callable[[], Awaitable[None]],
+    ) -> None:
+        """Start the app. `send` takes what it says, and raises once its inbox has ended; `end` is told that it has ended."""
         self._inboxes.append(inbox)
         self._metrics.count("server_requests", type=scope["type"])
-        self._nursery.start_soon(self._run, app, scope, inbox, send)
-        return partial(inbox.put, client=self._client)
+        self._nursery.start_soon(self._run, app, scope, inbox, send, end)
 
     def spawn(self, function: Callable[..., Awaitable[object]], *args: object) -> None:
         """Start a task of the protocol's own."""
@@ -172,17 +211,15 @@ class AppTasks:
             inbox.end()
 
     async def _run(
-        self, app: ASGIApp, scope: Message, inbox: Inbox, send: Callable[[Any], Awaitable[None]]
+        self,
+        app: ASGIApp,
+        scope: Message,
+        inbox: Inbox,
+        send: Callable[[Message], Awaitable[None]],
+        end: Callable[[], Awaitable[None]],
     ) -> None:
-        async def send_or_raise(message: Message) -> None:
-            if inbox.ended and message["type"] != "websocket.close":
-                # The checkpoint is for an app that swallows the error and tries again, for ever.
-                await trio.lowlevel.checkpoint()
-                raise ClientGoneError("the client has left, or has the whole response")
-            await send(message)
-
         try:
-            await app(scope, inbox.receive, send_or_raise)
+            await app(scope, inbox.receive, send)
         except* ClientGoneError:
             logger.debug("the app of %s stopped because its client had left", one_line(scope["path"]))
         except* Exception as error:
@@ -192,4 +229,4 @@ class AppTasks:
         finally:
             self._inboxes.remove(inbox)
         # Not reached when cancelled: then the client's socket is being closed under all of this.
-        await send(None)
+        await end()

@@ -4,12 +4,12 @@ An ASGI `send` is a walk through the protocol, and awaits at every step. Once a 
 of chunks on a socket, and `write` puts one there: one system call. The bytes of the body are those that `send` would
 have sent, and the two may be mixed in any order; the response still begins and ends with `send`.
 
-On a WebSocket, once it is accepted, `write` takes text messages, each ended by a line feed, which JSON never has inside.
-An empty line is a ping, and a client that answers it with nothing for `pong_wait_s` is hung up. Where compression was
-agreed upon, long messages are compressed.
+On a WebSocket, once it is accepted, `write` takes text messages in the form that they have on the socket, as
+`penstock.wire.websocket.text_message` makes them, or one `PING_FRAME`: a client that answers that with nothing for
+`pong_wait_s` is hung up. Where compression was agreed upon, long messages are compressed.
 
-A system call is the dearest part of a short answer. So `http.response.start` may have a key `penstock.hold`, for an app
-that is about to write: then the head waits for the body's first bytes; and what is given to `hold` waits for the body's end.
+A system call is the dearest part of a short answer, and a task the next. So `start` and `end` do what `send` does at both
+ends of a response, each together with a piece of the body, in one write and without waiting.
 
 Under TLS, over HTTP/1.0, for a response whose length was announced, and on a WebSocket over HTTP/2, `direct` is False and
 only `ping`, `abort` and `on_gone` are of use.
@@ -17,13 +17,16 @@ only `ping`, `abort` and `on_gone` are of use.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Iterable
+from typing import Protocol, TypeAlias
 
-from penstock.asgi import PING_LINE
+from penstock.asgi import PING_FRAME
 from penstock.errors import ClientGoneError
 from penstock.server.apps import Inbox, Message
 from penstock.server.deflate import Deflater
+from penstock.wire.websocket import message_head, payloads, text_message
+
+Headers: TypeAlias = Iterable[tuple[bytes, bytes]]
 
 
 class BodyWriter(Protocol):
@@ -31,6 +34,12 @@ class BodyWriter(Protocol):
 
     direct: bool
     """Whether a chunked body or a WebSocket is under way, in clear text."""
+
+    def start(self, status: int, headers: Headers, data: bytes) -> bool:
+        """Start the response; see `DirectStream.start`."""
+
+    def end(self, data: bytes) -> bool:
+        """End the response; see `DirectStream.end`."""
 
     async def ping(self) -> None:
         """Send a ping on a WebSocket."""
@@ -44,9 +53,6 @@ class Socket(Protocol):
 
     def write_nowait(self, data: bytes) -> bool:
         """Write without waiting; False, and nothing is taken, while earlier bytes wait."""
-
-    def hold(self, data: bytes) -> bool:
-        """Keep bytes for the next write; False, and they are not kept, while earlier bytes wait."""
 
     async def wait_writable(self) -> None:
         """Wait until `write_nowait` takes bytes again."""
@@ -77,33 +83,15 @@ def chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
-def messages(lines: bytes, deflater: Deflater | None = None) -> bytes:
-    """Return lines as WebSocket text messages, and empty ones as pings. Source: RFC 6455 section 5.2."""
-    each = lines.split(b"\n")[:-1]
-    if deflater is not None:
-        return b"".join([_message(line, deflater) for line in each])
-    # A turn's end may bring a hundred thousand: those of usual length are a look into a table.
-    return b"".join(
-        [_HEADS[len(line)] + line if len(line) < _USUAL else _head(len(line)) + line for line in each]
-    )
+def deflated(messages: bytes, deflater: Deflater) -> bytes:
+    """Return text messages and pings with those compressed that gain by it. Source: RFC 7692 section 6."""
+    return b"".join([_deflated(text, deflater) if text else PING_FRAME for text in payloads(messages)])
 
 
-def _message(line: bytes, deflater: Deflater) -> bytes:
-    deflated = deflater.deflate(line)
-    # RFC 7692 section 6: the first reserved bit says so.
-    return _head(len(line)) + line if deflated is None else _head(len(deflated), first=0xC1) + deflated
-
-
-def _head(size: int, first: int = 0x81) -> bytes:
-    if size < 126:
-        return b"%c%c" % (first, size) if size else b"\x89\x00"
-    if size < 1 << 16:
-        return b"%c\x7e%b" % (first, size.to_bytes(2, "big"))
-    return b"%c\x7f%b" % (first, size.to_bytes(8, "big"))
-
-
-_USUAL = 1024
-_HEADS = tuple(_head(size) for size in range(_USUAL))
+def _deflated(text: bytes, deflater: Deflater) -> bytes:
+    data = deflater.deflate(text)
+    # The first reserved bit says so.
+    return text_message(text) if data is None else message_head(len(data), first=0xC1) + data
 
 
 class DirectStream:
@@ -111,7 +99,7 @@ class DirectStream:
 
     __slots__ = ("_body", "_framing", "_inbox", "_socket")
 
-    def __init__(self, inbox: Inbox, body: BodyWriter, socket: Socket, framing: Framing) -> None:
+    def __init__(self, inbox: Inbox, body: BodyWriter, socket: Socket, framing: Framing | None) -> None:
         self._inbox = inbox
         self._body = body
         self._socket = socket
@@ -139,21 +127,35 @@ class DirectStream:
             raise RuntimeError("this can't be written directly")
         if not data:
             return True  # An empty chunk would be the end of the body.
-        if not self._socket.write_nowait(self._framing.frame(data)):
+        if not self._socket.write_nowait(data if self._framing is None else self._framing.frame(data)):
             return False
-        if data == PING_LINE:
+        if data == PING_FRAME:
             self._body.ping_sent()
         return True
 
-    def hold(self, data: bytes) -> bool:
-        """Keep a piece of the body, to go out with what is written next, in one system call and in order.
-
-        For the last piece, before the `send` that ends the response: nothing else is sure to follow.
+    def start(self, status: int, headers: Headers, data: bytes) -> bool:
+        """Start the response, with the first piece of its body, instead of a `send`.
 
         Returns:
-            Whether it was taken. Not while earlier bytes wait, and not unless `direct`.
+            Whether it did, and is `direct` now. Else nothing was taken, and it is for `send`: a response that can't be
+            direct, and one on a socket where earlier bytes wait.
+
+        Raises:
+            ClientGoneError: the client has left.
+            ValueError: a header that can't be sent.
         """
-        return self.direct and (not data or self._socket.hold(self._framing.frame(data)))
+        return self._body.start(status, headers, data)
+
+    def end(self, data: bytes) -> bool:
+        """End the response, with the last piece of its body, instead of a `send`.
+
+        Returns:
+            Whether it did. Else nothing was taken, and it is for `send`, as while earlier bytes wait.
+
+        Raises:
+            ClientGoneError: the client has left.
+        """
+        return self._body.end(data)
 
     @property
     def disconnect(self) -> Message | None:

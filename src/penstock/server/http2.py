@@ -35,6 +35,7 @@ from priority.priority import DuplicateStreamError
 from penstock.errors import ClientGoneError
 from penstock.server.apps import Inbox
 from penstock.server.deflate import agree
+from penstock.server.direct import Headers
 from penstock.server.websocket import (
     Reply,
     WebSocket,
@@ -79,6 +80,14 @@ class Tunnel:
         self._websocket = websocket
         self._inbox = inbox
 
+    def start(self, status: int, headers: Headers, data: bytes) -> bool:
+        """Refuse: it is a WebSocket."""
+        return False
+
+    def end(self, data: bytes) -> bool:
+        """Refuse: it is a WebSocket."""
+        return False
+
     async def ping(self) -> None:
         """Send a ping."""
         await self._websocket.ping()
@@ -90,10 +99,6 @@ class Tunnel:
 
     def write_nowait(self, data: bytes) -> bool:
         """Refuse: the client's windows are not looked at without waiting."""
-        return False
-
-    def hold(self, data: bytes) -> bool:
-        """Refuse, for the same reason."""
         return False
 
     async def wait_writable(self) -> None:

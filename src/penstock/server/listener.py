@@ -291,7 +291,6 @@ async def _refuse(service: Service, tcp: TcpStream, refusals: trio.CapacityLimit
 
 def _config(limits: ServerLimits) -> Config:
     config = Config()
-    config.h11_max_incomplete_size = limits.head_bytes
     config.h2_max_header_list_size = limits.head_bytes
     config.websocket_max_message_size = limits.websocket_message_bytes
     config.include_server_header = False

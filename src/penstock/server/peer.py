@@ -5,8 +5,9 @@ Tasks: `run` reads; each request's app has one (`apps.py`); a flusher lives only
 - **Write.** `send` first tries the socket itself, without waiting. What does not fit is kept, and the flusher writes it,
   in order, in the peer's own nursery: so a `send` can be cancelled at any time (its bytes are written all the same),
   nothing is shielded, and the flusher's deadline `write_stall_s` is the only one that a full socket needs.
-- **Read.** One cancel scope round each wait for bytes has the deadline of the moment: idle, head, body, linger. The
-  protocols move `deadline`; there is no timer task. `kick` wakes the reader for work that no bytes announce.
+- **Read.** What is there is taken at once; a cancel scope round each wait has the deadline of the moment: idle, head,
+  body, linger. The protocols move `deadline`; there is no timer task. One that is put off is not moved in Trio: the
+  reader wakes for the old one, and waits on. `kick` wakes the reader for work that no bytes announce.
 - **Close.** `close`, `hang_up` and `abort` are synchronous. Hypercorn closes with awaits in the app's own task, which an
   app that is cancelled by its own disconnect (Quart-Trio) never finishes (`test_quart_trio_connections_close`).
 - **Guard.** An exception in one connection is logged and counted, and closes that connection. In Hypercorn 0.18 it ends
@@ -37,13 +38,14 @@ _READ_BYTES = 64 << 10
 _TLS_WRITE_BYTES = 64 << 10
 _SENDS_PER_CHECKPOINT = 32
 """Writes in a row without a scheduler pass: an app that writes to a fast client must not hold the others."""
+_READS_PER_CHECKPOINT = 8
+"""Reads in a row without one: neither must a client that always has more to say."""
 
 
 class Peer:
     """One client's socket, from accept to close."""
 
     __slots__ = (
-        "_ahead",
         "_backlog",
         "_deadline",
         "_flushed",
@@ -52,10 +54,12 @@ class Peer:
         "_linger",
         "_nursery",
         "_protocol",
+        "_reads",
         "_sends",
         "_tcp",
         "_tls",
         "_wait",
+        "_wakes_at",
         "address",
         "apps",
         "closing",
@@ -75,14 +79,14 @@ class Peer:
         self._nursery: trio.Nursery
         self._deadline = inf
         self._wait: trio.CancelScope | None = None
+        self._wakes_at = inf
+        """Its deadline; to ask the scope, or to move it, costs more."""
         self._kicked = False
-        self._ahead = b""
-        """What the next write takes along."""
         self._backlog = bytearray()
         self._flushing = False
         self._flushed = trio.lowlevel.ParkingLot()
         self._linger = False
-        self._sends = 0
+        self._reads = self._sends = 0
 
     @property
     def gone(self) -> bool:
@@ -97,8 +101,8 @@ class Peer:
     @deadline.setter
     def deadline(self, deadline: float) -> None:
         self._deadline = deadline
-        if self._wait is not None:
-            self._wait.deadline = deadline
+        if self._wait is not None and deadline < self._wakes_at:
+            self._wakes_at = self._wait.deadline = deadline
 
     async def run(self) -> None:
         """Serve this client until it has left, or was sent away, and its apps have ended. Raises only Cancelled."""
@@ -156,10 +160,9 @@ class Peer:
         await self._protocol.initiate()
 
     async def _read(self) -> None:
-        stream: trio.abc.Stream = self._tls or self._tcp
         while not self.gone:
             assert self._protocol is not None
-            data = None if self._kicked else await self._receive(stream)
+            data = None if self._kicked else await self._receive()
             try:
                 if data is None:
                     if not await self._wake():
@@ -171,16 +174,33 @@ class Peer:
             except trio.TooSlowError:  # The app did not take the client's bytes in the client's time.
                 await self._protocol.time_out()
 
-    async def _receive(self, stream: trio.abc.Stream) -> bytes | None:
+    async def _receive(self) -> bytes | None:
         """Return bytes; empty when the client has left; None at a kick or at the deadline."""
         assert self._protocol is not None
-        with trio.CancelScope(deadline=self._deadline) as self._wait:
-            try:
-                if self._protocol.full and not self.closing:
-                    await trio.sleep_forever()
-                return bytes(await stream.receive_some(_READ_BYTES))
-            except (trio.BrokenResourceError, trio.ClosedResourceError):
-                return b""
+        self._reads += 1
+        if self._reads % _READS_PER_CHECKPOINT:
+            await trio.lowlevel.checkpoint_if_cancelled()
+        else:
+            await trio.lowlevel.checkpoint()
+        try:
+            while not self._kicked and trio.current_time() < self._deadline:
+                full = self._protocol.full and not self.closing
+                if not full and self._tls is None:
+                    data = self._tcp.receive_nowait(_READ_BYTES)
+                    if data is not None:
+                        return data
+                self._wakes_at = self._deadline
+                with trio.CancelScope(deadline=self._wakes_at) as self._wait:
+                    if full:
+                        await trio.sleep_forever()
+                    elif self._tls is None:
+                        await self._tcp.wait_readable()
+                    else:
+                        return bytes(await self._tls.receive_some(_READ_BYTES))
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            return b""
+        finally:
+            self._wait = None
         return None
 
     async def _wake(self) -> bool:
@@ -251,16 +271,9 @@ class Peer:
         """Write bytes without waiting. False, and nothing is taken, while earlier ones wait; see `send`."""
         if self._flushing:
             return False
-        if self.closing or self.gone:
+        if self.closing:
             raise ClientGoneError("the connection is closed")
-        self._send(data)
-        return True
-
-    def hold(self, data: bytes) -> bool:
-        """Have bytes go out with the next that are written. False, and they are not kept, while earlier ones wait."""
-        if self._flushing:
-            return False
-        self._ahead += data
+        self._send(data)  # A socket that is closed says so itself.
         return True
 
     async def wait_writable(self) -> None:
@@ -274,26 +287,22 @@ class Peer:
         """Return the present request's `penstock.stream`."""
         service, protocol = self.service, self._protocol
         if isinstance(protocol, Http1):
-            messages = service.deflated if protocol.deflates else service.messages
+            messages = service.deflated if protocol.deflates else None
             return DirectStream(inbox, protocol, self, messages if websocket else service.chunks)
         if websocket and isinstance(protocol, Http2):
             tunnel = protocol.tunnel(inbox)
-            return DirectStream(inbox, tunnel, tunnel, service.messages)
+            return DirectStream(inbox, tunnel, tunnel, None)
         return None
 
     def _send(self, data: bytes) -> None:
         """Hand bytes to the socket, and what it has no room for to the flusher."""
-        sent = 0
-        if self._ahead:
-            data, self._ahead = self._ahead + data, b""
-        if self._tls is None:
-            try:
-                sent = self._tcp.send_nowait(data)
-            except OSError as error:
-                self.hang_up()
-                raise ClientGoneError("the client has left") from error
-            if sent == len(data):
-                return
+        try:
+            sent = self._tcp.send_nowait(data) if self._tls is None else 0
+        except OSError as error:
+            self.hang_up()
+            raise ClientGoneError("the client has left") from error
+        if sent == len(data):
+            return
         self._backlog += memoryview(data)[sent:]
         self._flushing = True
         self._nursery.start_soon(self._flush)
@@ -314,7 +323,8 @@ class Peer:
 
     def _stop_flushing(self) -> None:
         self._flushing = False
-        self._flushed.unpark_all()
+        if self._flushed:
+            self._flushed.unpark_all()
 
     async def _flush_some(self) -> None:
         if self._tls is not None:

@@ -14,7 +14,7 @@ from penstock.asgi import ASGIApp
 from penstock.limits import ServerLimits
 from penstock.metrics import Metrics
 from penstock.server.deflate import Deflater
-from penstock.server.direct import Framing, chunk, messages
+from penstock.server.direct import Framing, chunk, deflated
 from penstock.server.drain import Drain
 
 
@@ -34,9 +34,9 @@ class Service:
     tls: ssl.SSLContext | None
     context: WorkerContext = field(default_factory=lambda: WorkerContext(None))
     chunks: Framing = field(default_factory=lambda: Framing(chunk))
-    messages: Framing = field(default_factory=lambda: Framing(messages))
     deflated: Framing = field(init=False)
-    """As `messages`, for clients with which compression was agreed upon."""
+    """For WebSockets on which compression was agreed upon; on others, messages go out as they come."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "deflated", Framing(partial(messages, deflater=self.deflater)))
+        if self.deflater is not None:
+            object.__setattr__(self, "deflated", Framing(partial(deflated, deflater=self.deflater)))

@@ -56,24 +56,35 @@ class TcpStream(trio.abc.Stream):
         except BlockingIOError:
             return 0
 
+    def receive_nowait(self, max_bytes: int) -> bytes | None:
+        """Return bytes; empty at the peer's end of stream; None while there is nothing.
+
+        Raises:
+            trio.BrokenResourceError: the peer is gone.
+            trio.ClosedResourceError: this stream is closed.
+        """
+        if self.closed:
+            raise trio.ClosedResourceError("this side closed the socket")
+        try:
+            return self._socket.recv(max_bytes)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            raise trio.BrokenResourceError(f"the peer is gone: {error}") from error
+
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """Wait for bytes; empty at the peer's end of stream. Cancelling it loses nothing."""
         # Two checkpoints: a client that always has more to say has its deadline too,
         await trio.lowlevel.checkpoint_if_cancelled()
-        while not self.closed:
-            try:
-                data = self._socket.recv(max_bytes or 1 << 16)
-            except BlockingIOError:
-                pass
-            except OSError as error:
-                raise trio.BrokenResourceError(f"the peer is gone: {error}") from error
-            else:
-                # … and must not keep the other tasks from running.
-                await trio.lowlevel.cancel_shielded_checkpoint()
-                return data
-            # Not in the handler, which would keep 600 bytes of an exception for as long as the client is silent.
-            await trio.lowlevel.wait_readable(self._socket)
-        raise trio.ClosedResourceError("this side closed the socket")
+        while (data := self.receive_nowait(max_bytes or 1 << 16)) is None:
+            await self.wait_readable()
+        # … and must not keep the other tasks from running.
+        await trio.lowlevel.cancel_shielded_checkpoint()
+        return data
+
+    async def wait_readable(self) -> None:
+        """Wait until there are bytes, the peer's end of stream, or an error."""
+        await trio.lowlevel.wait_readable(self._socket)
 
     async def wait_send_all_might_not_block(self) -> None:
         """Wait until the socket takes bytes, or is broken."""

@@ -23,7 +23,6 @@ from dataclasses import dataclass
 from math import inf
 from typing import Any
 
-import h11
 import trio
 from hypercorn.protocol.events import Body, Data, Event, Response, StreamClosed
 from hypercorn.protocol.ws_stream import ASGIWebsocketState, FrameTooLargeError, WebsocketBuffer, WSStream
@@ -37,6 +36,7 @@ from wsproto.utilities import LocalProtocolError
 from penstock.closing import CloseReason
 from penstock.limits import ServerLimits
 from penstock.server.deflate import Deflate
+from penstock.server.request import Request
 
 _FRAGMENT_BYTES = 1024
 """A fragment from here on costs its sender more than us, and is not counted. Some clients cut a message at 4 KiB."""
@@ -44,7 +44,7 @@ _TOKEN = re.compile(rb"[-!#$%&'*+.^_`|~0-9A-Za-z]+")
 _HANDSHAKE = (b"connection", b"sec-websocket-key", b"sec-websocket-version", b"sec-websocket-protocol")
 
 
-def is_upgrade(request: h11.Request) -> bool:
+def is_upgrade(request: Request) -> bool:
     """Tell whether a request asks for a WebSocket."""
     upgrade = connection = b""
     for name, value in request.headers:
@@ -53,17 +53,17 @@ def is_upgrade(request: h11.Request) -> bool:
         elif name == b"connection":
             connection += b"," + value
     return (
-        request.method == b"GET"
+        request.method == "GET"
         and upgrade.strip().lower() == b"websocket"
         and b"upgrade" in {token.strip() for token in connection.lower().split(b",")}
     )
 
 
-def refuse_upgrade(request: h11.Request) -> int | None:
+def refuse_upgrade(request: Request) -> int | None:
     """Return the status that a malformed handshake is refused with; None for a good one. Source: RFC 6455 section 4.2.1."""
     fields = _fields(request.headers)
     keys = fields.get(b"sec-websocket-key", [])
-    good = _is_handshake(fields) and request.http_version == b"1.1" and len(keys) == 1 and _is_nonce(keys[0])
+    good = _is_handshake(fields) and request.http_version == "1.1" and len(keys) == 1 and _is_nonce(keys[0])
     return None if good else 400
 
 

@@ -138,6 +138,10 @@ class MemoryTransport:
         """All that was written."""
         return b"".join(self.writes)
 
+    def start_nowait(self, opening: bytes) -> bool:
+        """See `Transport.start_nowait`."""
+        return self.write_nowait(opening)
+
     async def start(self, opening: bytes) -> None:
         """See `Transport.start`."""
         await self.write(opening)
@@ -158,6 +162,11 @@ class MemoryTransport:
             return False
         self.writes.append(data)
         return True
+
+    def finish_nowait(self, ending: bytes, reason: CloseReason) -> bool:
+        """See `Transport.finish_nowait`."""
+        self.finished = self.write_nowait(ending)
+        return self.finished
 
     async def finish(self, ending: bytes, reason: CloseReason) -> None:
         """See `Transport.finish`."""

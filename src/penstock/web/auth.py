@@ -18,7 +18,7 @@ from types import MappingProxyType
 from typing import Literal, NamedTuple, TypeAlias
 
 from penstock.asgi import Scope
-from penstock.web.request import HttpError, all_headers
+from penstock.web.request import Headers, HttpError
 
 Action: TypeAlias = Literal["read", "write", "stop", "approve"]
 
@@ -48,6 +48,18 @@ class Request(NamedTuple):
     """What a WebSocket's frame calls its headers: said by the client itself, past every proxy. Of these only an
     `authorization` is also among `headers`, where the handshake had none."""
 
+    @classmethod
+    def of(cls, scope: Scope, frame_headers: Mapping[str, str] = MappingProxyType({})) -> Request:
+        """Return what `authorize` sees of an ASGI request, or of a WebSocket's frame."""
+        return cls(
+            scope.get("method", "GET"),  # a WebSocket's handshake says none
+            scope["path"],
+            scope["query_string"].decode("latin-1"),
+            Headers(scope, frame_headers),
+            scope["client"][0] if scope.get("client") else None,
+            frame_headers,
+        )
+
 
 Authorize: TypeAlias = Callable[[Request, str, Action], Awaitable[str | Denied]]
 
@@ -57,26 +69,12 @@ async def allow_everyone(request: Request, chat_id: str, action: Action) -> str 
     return "anyone"
 
 
-async def authorized(
-    authorize: Authorize,
-    scope: Scope,
-    chat_id: str,
-    action: Action,
-    frame_headers: Mapping[str, str] = MappingProxyType({}),
-) -> str:
+async def authorized(authorize: Authorize, request: Request, chat_id: str, action: Action) -> str:
     """Ask the app, and return the principal's name.
 
     Raises:
         HttpError: 401 or 404.
     """
-    request = Request(
-        scope.get("method", "GET"),  # a WebSocket's handshake says none
-        scope["path"],
-        scope["query_string"].decode("latin-1"),
-        all_headers(scope, frame_headers),
-        scope["client"][0] if scope.get("client") else None,
-        frame_headers,
-    )
     answer = await authorize(request, chat_id, action)
     if answer is Denied.anonymous:
         raise HttpError(401, "Please sign in.")

@@ -130,4 +130,4 @@ async def _drain_with(hub: Hub, server: Mapping[str, Any] | None) -> None:
     """When the server begins to go away, let turns end; keep a quarter of the time to tell their followers."""
     if server is not None:
         await server["draining"].wait()
-        await hub.drain(server["drain_s"] * 0.75)
+        await hub.drain(server["drain_s"] * 0.75, restart=server["restart"])

@@ -189,7 +189,7 @@ async def serve_websocket(
 
     Args:
         hub: where the turns are. When it drains, no more clients are accepted, those that follow nothing are told to come
-            back, and the others when their turn has ended.
+            back, and the others when their turn has ended: with the code that `Hub.drain` was told.
         listener: any of Trio's, such as one for TLS. It is closed at the end.
         answer: the producer of every turn.
         authorize: who may do what with a chat; see `penstock.web.auth`.

@@ -27,7 +27,7 @@ from penstock.turns.hub import Hub
 from penstock.turns.turn import Producer
 from penstock.web.actions import approve, stop
 from penstock.web.answers import OnConflict
-from penstock.web.auth import NO_CHAT, Action, Authorize, allow_everyone, authorized
+from penstock.web.auth import NO_CHAT, Action, Authorize, Request, allow_everyone, authorized
 from penstock.web.request import HttpError
 from penstock.web.state import chat_state, whole_turn
 from penstock.web.streams import Streams
@@ -180,7 +180,7 @@ class Penstock:
 
     async def _check(self, chat_id: str, action: Action) -> str:
         check_chat_id(chat_id)
-        return await authorized(self._authorize, cast("Scope", request.scope), chat_id, action)
+        return await authorized(self._authorize, Request.of(cast("Scope", request.scope)), chat_id, action)
 
     async def _live(self) -> Response:
         return _text(200, "live")
@@ -196,11 +196,13 @@ class Penstock:
 async def _in_sentences(answer: Callable[[], Awaitable[Response]]) -> Response:
     try:
         return await answer()
-    except (HttpError, RemoteProtocolError) as exc:
+    except HttpError as exc:
+        return _text(exc.status, str(exc), *exc.headers)
+    except RemoteProtocolError as exc:
         return _text(exc.status, str(exc))
     except StoreUnavailableError as exc:
         logger.error("a request could not be answered: %s", exc)
-        return _text(503, "The journal is not available.")
+        return _text(503, "The journal is not available.", (b"retry-after", b"5"))
 
 
 def chat_app(answer: Producer, *, page: bool = True, **options: Any) -> QuartTrio:
@@ -253,12 +255,12 @@ _SENTENCES = {
 }
 
 
-def _text(status: int, sentence: str) -> Response:
+def _text(status: int, sentence: str, *headers: tuple[bytes, bytes]) -> Response:
     return Response(
         sentence,
         status=status,
         content_type="text/plain; charset=utf-8",
-        headers={"cache-control": "no-store"},
+        headers={"cache-control": "no-store", **{name.decode(): value.decode() for name, value in headers}},
     )
 
 

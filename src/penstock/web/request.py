@@ -7,12 +7,12 @@ client's own bytes.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from types import MappingProxyType
 from urllib.parse import parse_qs
 
 from penstock.asgi import Receive, Scope, Send
-from penstock.closing import CloseReason
 from penstock.errors import ClientGoneError, LimitExceededError, PenstockError, RemoteProtocolError
 from penstock.limits import WireLimits
 from penstock.wire.versions import SdkVersion, parse_sdk_version
@@ -43,30 +43,41 @@ def header(scope: Scope, name: bytes) -> str | None:
     return values[0].decode("latin-1") if values else None
 
 
-def all_headers(scope: Scope, frame_headers: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
-    """Return a request's headers by their lower-case names, each as one line where it came in several.
+class Headers(Mapping[str, str]):
+    """A request's headers by their lower-case names, each as one line where it came in several.
+
+    Most requests are answered without a look at them, so they are decoded at the first.
 
     Args:
         scope: the request, or a WebSocket's handshake.
         frame_headers: what a WebSocket's frame calls its headers. The client itself says them, past every proxy, so of
             these only an `authorization` counts, where the handshake had none, and if it could be a header.
     """
-    headers: dict[str, str] = {}
-    for name, value in (
-        (name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]
-    ):
-        # RFC 9110, 5.3; RFC 9113, 8.2.3: HTTP/2 may cut a cookie.
-        joined_by = "; " if name == "cookie" else ", "
-        headers[name] = f"{headers[name]}{joined_by}{value}" if name in headers else value
-    if _FIELD_VALUE.fullmatch(authorization := frame_headers.get("authorization", "")):
-        headers.setdefault("authorization", authorization)
-    return headers
 
+    def __init__(self, scope: Scope, frame_headers: Mapping[str, str] = MappingProxyType({})) -> None:
+        self._lines: Sequence[tuple[bytes, bytes]] = scope["headers"]
+        self._frame_headers = frame_headers
 
-def leaving(scope: Scope) -> CloseReason:
-    """Return why the server goes away, once it does: where it says nothing of a restart, it drains."""
-    restart = scope.get("extensions", {}).get("penstock.server", {}).get("restart", False)
-    return CloseReason.restart if restart else CloseReason.drain
+    def __getitem__(self, name: str) -> str:
+        return self._headers[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._headers)
+
+    def __len__(self) -> int:
+        return len(self._headers)
+
+    @cached_property
+    def _headers(self) -> dict[str, str]:
+        headers: dict[str, str] = {}
+        for raw_name, raw_value in self._lines:
+            name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
+            # RFC 9110, 5.3; RFC 9113, 8.2.3: HTTP/2 may cut a cookie.
+            joined_by = "; " if name == "cookie" else ", "
+            headers[name] = f"{headers[name]}{joined_by}{value}" if name in headers else value
+        if _FIELD_VALUE.fullmatch(authorization := self._frame_headers.get("authorization", "")):
+            headers.setdefault("authorization", authorization)
+        return headers
 
 
 def query_parameter(scope: Scope, name: str) -> str | None:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from penstock.asgi import PING_LINE, Receive, Scope, Send
+from penstock.asgi import PING_FRAME, Receive, Scope, Send
 from penstock.closing import CloseReason
 from penstock.connections.connection import open_connection
 from penstock.connections.keepalive import Keepalive
 from penstock.connections.websocket import AsgiWebSocket
-from penstock.errors import ConnectionClosedError
 from penstock.limits import Limits
 from penstock.metrics import Metrics
 from penstock.turns.hub import Hub
@@ -78,7 +77,7 @@ class Sessions:
                 metrics=self._metrics,
                 opening=b"",
                 ending=b"",
-                keepalive_frame=PING_LINE,
+                keepalive_frame=PING_FRAME,
                 keepalive=self._keepalive,
             ) as connection:
                 session = Session(
@@ -97,7 +96,5 @@ class Sessions:
                     await session.send_away(CloseReason.try_later)
                 else:
                     await session.run(receive)
-        except ConnectionClosedError:
-            pass  # The client left in the middle of our word.
         finally:
             self._open -= 1

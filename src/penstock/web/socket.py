@@ -10,118 +10,43 @@ request sends a batch, then waits its turn for room like the others, and what go
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import trio
 
-from penstock.asgi import Receive, Scope
+from penstock.asgi import Message, Receive, Scope
 from penstock.closing import CloseReason
 from penstock.connections.connection import Connection
 from penstock.connections.pump import pump
 from penstock.connections.websocket import AsgiWebSocket
 from penstock.errors import ConnectionClosedError, RemoteProtocolError, StoreUnavailableError
-from penstock.journal.entry import Entry
 from penstock.limits import Limits
 from penstock.metrics import Metrics
-from penstock.turns.foreign import ForeignEvent
 from penstock.turns.handle import TurnHandle
 from penstock.turns.hub import Hub
 from penstock.turns.turn import TurnRequest
 from penstock.web.actions import approve, stop
 from penstock.web.answers import Answers
-from penstock.web.auth import Action, Authorize, authorized
-from penstock.web.request import HttpError, all_headers, leaving
+from penstock.web.auth import Action, Authorize, Request, authorized
+from penstock.web.frames import Chunks, Events
+from penstock.web.request import HttpError
 from penstock.web.resume import cursor_at, is_old, replayed
 from penstock.web.state import whole_turn
-from penstock.web.watch import Filter, retry_s, watch
+from penstock.web.watch import retry_s, watch
 from penstock.wire.versions import SdkVersion
 from penstock.wire.websocket import (
-    CHUNK,
-    CHUNK_WITHOUT_POSITION,
-    EVENT,
     Act,
     Detach,
     FrameError,
     Resume,
     Send,
     Watch,
-    chunk_head,
-    event_head,
     frame,
     read_client_frame,
 )
 
 logger = logging.getLogger("penstock.web")
-
-
-class _Chunks:
-    """Renders a request's entries as chunk frames, counted from 0.
-
-    What it renders is sent, or handed to `offer` at once: what that refuses was not said, and its numbers are free again.
-    """
-
-    __slots__ = ("_before", "_head", "_offer", "_sequence", "_version")
-
-    def __init__(self, request_id: str, version: SdkVersion, offer: Callable[[bytes], bool]) -> None:
-        self._head = chunk_head(request_id)
-        self._version = version
-        self._offer = offer
-        self._before = self._sequence = 0
-
-    def __call__(self, entries: Sequence[Entry]) -> bytes:
-        sequence = self._before = self._sequence
-        lines = []
-        for entry in entries:
-            if entry.spoken_from <= self._version:
-                lines.append(CHUNK % (self._head, sequence, entry.json, entry.id))
-                sequence += 1
-        self._sequence = sequence
-        return b"".join(lines)
-
-    def offer(self, data: bytes) -> bool:
-        """Hand on what was rendered last; return whether it was taken."""
-        taken = self._offer(data)
-        if not taken:
-            self._sequence = self._before
-        return taken
-
-    def replay(self, jsons: Sequence[bytes], position: str) -> bytes:
-        """Render a turn's short form. Only the last has a position: a client that has it has all before."""
-        frames = [
-            CHUNK_WITHOUT_POSITION % (self._head, number, json) for number, json in enumerate(jsons[:-1])
-        ]
-        frames += [
-            CHUNK % (self._head, len(jsons) - 1, json, position.encode("ascii")) for json in jsons[-1:]
-        ]
-        self._sequence = len(jsons)
-        return b"".join(frames)
-
-
-class _Events(Filter):
-    """What a `watch` gets: events as frames of its request."""
-
-    def __init__(self, request_id: str, types: str | None, lane: str | None) -> None:
-        super().__init__(types, lane, envelope=False)
-        self._request_id = request_id
-        self._head = event_head("chunk", request_id)
-
-    def event(self, event: str, value: object, id: str = "") -> bytes:
-        """Frame an event."""
-        position = {"position": id} if id else {}
-        return frame("event", self._request_id, event=event, data=value, **position) + b"\n"
-
-    def foreign(self, event: ForeignEvent) -> bytes:
-        """Frame what another service said."""
-        return super().foreign(event._replace(text=None))
-
-    def chunk(self, entry: Entry) -> bytes:
-        """Frame an entry."""
-        return EVENT % (self._head, entry.json, entry.id)
-
-    def closing(self, fields: Mapping[str, object], retry_ms: int) -> bytes:
-        """Frame the last event."""
-        return self.event("closing", fields)
 
 
 class _Request:
@@ -170,28 +95,42 @@ class Session:
 
     async def run(self, receive: Receive) -> None:
         """Serve requests until the connection closes, or the hub drains and the turns that are followed have ended."""
+        draining = self._hub.draining
         async with trio.open_nursery() as self._nursery:
-            with self._hub.draining.cut():
-                await self._read(receive)
+            while not draining.is_set():
+                # Only the waiting ends there: what a frame asks for is begun, or refused, in any case.
+                with draining.cut() as until_then:
+                    message = await receive()
+                if not until_then.cancelled_caught:
+                    await self._hear(message)
             if self._requests:
                 self._served = trio.Event()
                 self._nursery.start_soon(self._read, receive)
                 await self._served.wait()
             self._nursery.cancel_scope.cancel("the socket is closing")
-        await self.send_away(leaving(self._scope))
+        await self.send_away(self._hub.draining.reason)
 
     async def send_away(self, reason: CloseReason) -> None:
-        """Close, with a word of why, and of when to come back."""
-        await self._connection.send_frame(self._farewell(reason))
+        """Close, with a word of why, and of when to come back; if it is being closed already, wait for that."""
+        try:
+            await self._connection.send_frame(self._farewell(reason))
+        except ConnectionClosedError:
+            pass
         await self._connection.aclose(reason)
 
     async def _read(self, receive: Receive) -> None:
-        """Take frames until the client leaves, which closes the connection and so cancels us."""
-        while (message := await receive())["type"] != "websocket.disconnect":
-            if message["type"] == "websocket.receive":
-                text = message.get("text")
-                await self._take(text.encode() if text is not None else message["bytes"])
-        self._transport.client_left(message)
+        """Take frames until the connection closes, which cancels us."""
+        while True:
+            await self._hear(await receive())
+
+    async def _hear(self, message: Message) -> None:
+        """Take a frame, or the news that the client has left: that closes the connection, and so cancels us."""
+        if message["type"] == "websocket.disconnect":
+            self._transport.client_left(message)
+            await trio.sleep_forever()
+        elif message["type"] == "websocket.receive":
+            text = message.get("text")
+            await self._take(text.encode() if text is not None else message["bytes"])
 
     async def _take(self, data: bytes) -> None:
         """Start what a frame asks for."""
@@ -293,16 +232,22 @@ class Session:
         return None
 
     async def _refuse(self, request_id: str, why: HttpError | RemoteProtocolError) -> None:
-        """Answer a request with an `error` frame: what an HTTP response would say, in its status and headers too."""
+        """Answer a request with an `error` frame: what an HTTP response would say, in its status and headers too.
+
+        If the connection is being closed already, that is the answer.
+        """
         fields: dict[str, object] = {"errorText": str(why), "status": why.status}
         if isinstance(why, HttpError) and (after := dict(why.headers).get(b"retry-after")) is not None:
             fields["retryMs"] = int(after) * 1000
-        await self._say("error", request_id, **fields)
+        try:
+            await self._say("error", request_id, **fields)
+        except ConnectionClosedError:
+            pass
 
     async def _send(self, asked: Send, request: _Request) -> None:
-        await self._check(asked.headers, asked.chat.chat_id, "write")
-        came_as = TurnRequest(asked.fields, all_headers(self._scope, asked.headers))
-        turn = await self._answers.begin(self._hub, asked.chat, came_as)
+        came_as = Request.of(self._scope, asked.headers)
+        await authorized(self._authorize, came_as, asked.chat.chat_id, "write")
+        turn = await self._answers.begin(self._hub, asked.chat, TurnRequest(asked.fields, came_as.headers))
         if request.scope.cancel_called:
             self._aborted(turn, asked)
         held = self._connection.on_close(lambda reason: turn.holder_gone())
@@ -338,7 +283,7 @@ class Session:
         request_id, connection = request.asked.request_id, self._connection
         request.turn = turn
         position = str(turn.position)
-        chunks = _Chunks(request_id, self._version, connection.offer)
+        chunks = Chunks(request_id, self._version, connection.offer)
         # Followed before anything is awaited: a turn whose follower has left may be cancelled at once.
         with turn.follow(after) as subscription:
             await self._say("start", request_id, turn=turn.id)
@@ -361,9 +306,8 @@ class Session:
             self._hub,
             asked.chat_id,
             self._connection,
-            _Events(asked.request_id, asked.types, asked.lane),
+            Events(asked.request_id, asked.types, asked.lane),
             asked.after,
-            scope=self._scope,
             limits=self._limits,
             metrics=self._metrics,
         )
@@ -388,12 +332,12 @@ class Session:
         await self._say("result", asked.request_id, value=value)
 
     async def _check(self, headers: dict[str, str], chat_id: str, action: Action) -> str:
-        return await authorized(self._authorize, self._scope, chat_id, action, headers)
+        return await authorized(self._authorize, Request.of(self._scope, headers), chat_id, action)
 
     async def _say(self, kind: str, request_id: str, **fields: Any) -> None:
-        await self._connection.send_frame(frame(kind, request_id, **fields) + b"\n")
+        await self._connection.send_frame(frame(kind, request_id, **fields))
 
     def _farewell(self, reason: CloseReason) -> bytes:
         """Frame the last word on a socket: why it closes, and when to come back."""
         retry_ms = round(retry_s() * 1000)
-        return frame("closing", "", reason=reason.value, reconnect=reason.reconnect, retryMs=retry_ms) + b"\n"
+        return frame("closing", "", reason=reason.value, reconnect=reason.reconnect, retryMs=retry_ms)

@@ -14,9 +14,9 @@ from typing import TypeAlias
 import trio
 
 from penstock.asgi import ASGIApp, Receive, Scope, Send
-from penstock.connections.connection import open_connection
+from penstock.connections.connection import OPENING, open_connection
 from penstock.connections.keepalive import Keepalive
-from penstock.connections.pump import pump
+from penstock.connections.pump import first_batch, pump
 from penstock.connections.transport import AsgiTransport
 from penstock.errors import (
     ClientGoneError,
@@ -32,11 +32,10 @@ from penstock.turns.handle import TurnHandle
 from penstock.turns.hub import Hub, open_hub
 from penstock.turns.turn import Producer, TurnRequest
 from penstock.web.answers import Answers, OnConflict
-from penstock.web.auth import NO_CHAT, Authorize, authorized
+from penstock.web.auth import NO_CHAT, Authorize, Request, authorized
 from penstock.web.hub_life import HubLife
 from penstock.web.request import (
     HttpError,
-    all_headers,
     answer_error,
     header,
     query_parameter,
@@ -193,9 +192,10 @@ class Streams:
         version = sdk_version(scope, self._sdk_version)
         exact = header(scope, b"x-penstock-exact") == "1"
         body = await read_json_body(scope, receive, self._limits.wire)
-        request = read_chat_request(body, self._limits.wire)
-        await authorized(self._authorize, scope, request.chat_id, "write")
-        turn = await self._answers.begin(self.open_hub(), request, TurnRequest(body, all_headers(scope)))
+        asked = read_chat_request(body, self._limits.wire)
+        request = Request.of(scope)
+        await authorized(self._authorize, request, asked.chat_id, "write")
+        turn = await self._answers.begin(self.open_hub(), asked, TurnRequest(body, request.headers))
         await self._stream(
             turn,
             turn.first_entry - 1,
@@ -218,7 +218,7 @@ class Streams:
             await self._resume_at_index(hub, chat_id, start_index, scope, receive, send)
             return
         try:
-            await authorized(self._authorize, scope, chat_id, "read")
+            await authorized(self._authorize, Request.of(scope), chat_id, "read")
             turn = await hub.newest_turn(chat_id)
         except HttpError as exc:
             if exc.status != 404:
@@ -241,7 +241,7 @@ class Streams:
             raise HttpError(405, "Watch a chat with GET.", (b"allow", b"GET"))
         check_chat_id(chat_id)
         hub = self.open_hub()
-        await authorized(self._authorize, scope, chat_id, "read")
+        await authorized(self._authorize, Request.of(scope), chat_id, "read")
         wanted = filter_of(
             query_parameter(scope, "types"),
             query_parameter(scope, "lane"),
@@ -264,7 +264,6 @@ class Streams:
                     connection,
                     wanted,
                     last_event_id,
-                    scope=scope,
                     limits=self._limits,
                     metrics=self._metrics,
                 )
@@ -284,7 +283,7 @@ class Streams:
             run, turn = run.chat(run_id), await hub.newest_turn(run_id)
         if turn is None:
             raise HttpError(404, NO_CHAT)
-        await authorized(self._authorize, scope, turn.chat_id, "read")
+        await authorized(self._authorize, Request.of(scope), turn.chat_id, "read")
         tail_index = (b"x-workflow-stream-tail-index", b"%d" % (run.sent(turn) - 1))
         after = run.first - 1
         await self._stream(
@@ -322,11 +321,14 @@ class Streams:
             transport = AsgiTransport(
                 scope, receive, send, [*_event_stream_headers(scope), *turn_headers(turn), *run, *headers]
             )
+            render = renderer(version, skip)
+            first = b"" if before else first_batch(subscription, render, self._limits.viewer)
             try:
                 async with open_connection(
                     transport,
                     limits=self._limits.connection,
                     metrics=self._metrics,
+                    opening=OPENING + first,
                     keepalive=self._keepalive,
                 ) as connection:
                     if holds:
@@ -337,10 +339,11 @@ class Streams:
                     await pump(
                         subscription,
                         connection,
-                        renderer(version, skip),
+                        render,
                         limits=self._limits.viewer,
                         metrics=self._metrics,
                         exact=skip is not None,
+                        ends=True,
                     )
             except StoreUnavailableError as exc:
                 # Cut already, by leaving the block with an error: it is not known how the turn goes on.

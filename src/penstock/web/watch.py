@@ -21,11 +21,10 @@ import random
 import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 import trio
 
-from penstock.asgi import Scope
 from penstock.closing import CloseReason
 from penstock.connections.connection import Connection
 from penstock.connections.pump import pump
@@ -38,7 +37,6 @@ from penstock.metrics import Metrics
 from penstock.turns.foreign import ForeignEvent, ForeignListener
 from penstock.turns.handle import TurnHandle
 from penstock.turns.hub import Hub
-from penstock.web.request import leaving
 from penstock.web.state import chat_state
 from penstock.wire.chunks import LANE_CHUNK, Data
 from penstock.wire.codec import KINDS, encode_json
@@ -66,7 +64,7 @@ class Filter:
     def __init__(self, types: str | None, lane: str | None, envelope: bool) -> None:
         names = {name.strip() for name in (types or "").split(",")} - {""}
         known = {name for name in names if name in EVENTS or name in KINDS or name.startswith("data-")}
-        self.ignored = sorted(name for name in names - known if _NAME.fullmatch(name))[:10]
+        self.ignored: Sequence[str] = sorted(name for name in names - known if _NAME.fullmatch(name))[:10]
         self._types = known if types is not None else None
         self._names = names if types is not None else None
         self._lane = lane
@@ -129,13 +127,36 @@ class Filter:
         return self.event(kind if self._envelope else "chunk", chunk, entry.id.decode("ascii"))
 
 
+class Wanted(Protocol):
+    """What a watcher wants, in the form that it wants it: a `Filter`, for one. Called, it renders entries."""
+
+    @property
+    def ignored(self) -> Sequence[str]:
+        """Names that stand for nothing."""
+
+    def wants(self, event: str) -> bool:
+        """See `Filter`."""
+
+    def event(self, event: str, value: object, id: str = "") -> bytes:
+        """See `Filter`."""
+
+    def foreign(self, event: ForeignEvent) -> bytes:
+        """See `Filter`."""
+
+    def closing(self, fields: Mapping[str, object], retry_ms: int) -> bytes:
+        """See `Filter`."""
+
+    def __call__(self, entries: Sequence[Entry]) -> bytes:
+        """See `Filter`."""
+
+
 class _Watch:
     """One watcher's events, to the connection's end."""
 
     __slots__ = ("_chat_id", "_connection", "_hub", "_limits", "_metrics", "_shown", "_wanted")
 
     def __init__(
-        self, hub: Hub, chat_id: str, connection: Connection, wanted: Filter, limits: Limits, metrics: Metrics
+        self, hub: Hub, chat_id: str, connection: Connection, wanted: Wanted, limits: Limits, metrics: Metrics
     ) -> None:
         self._hub = hub
         self._chat_id = chat_id
@@ -258,10 +279,9 @@ async def watch(
     hub: Hub,
     chat_id: str,
     connection: Connection,
-    wanted: Filter,
+    wanted: Wanted,
     last_event_id: str | None,
     *,
-    scope: Scope,
     limits: Limits,
     metrics: Metrics,
 ) -> None:
@@ -274,7 +294,7 @@ async def watch(
     with hub.draining.cut():
         await watch.run(last_event_id)
     try:
-        await connection.send_frame(watch.closing(leaving(scope)))
+        await connection.send_frame(watch.closing(hub.draining.reason))
     except ConnectionClosedError:
         pass  # It is being sent away already, for being slow.
 

@@ -28,12 +28,15 @@ JSON objects in text messages, with `type` and `requestId`.
 
 A client of the AI SDK ignores frames whose `requestId` it does not know, so that those without a request are safe.
 
-Source: `WebSocketChatTransport` of the npm package `ai` 7.0.
+What is encoded here is RFC 6455's own form, to the byte: `text_message` puts a text into it, and `payloads` takes it out again.
+
+Sources: `WebSocketChatTransport` of the npm package `ai` 7.0; RFC 6455 section 5.2.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any, Literal, TypeAlias
 
 import msgspec
@@ -49,7 +52,7 @@ REQUEST_ID_CHARACTERS = 128
 _HEADER_NAME = re.compile(r"[-!#$%&'*+.^_`|~0-9A-Za-z]{1,128}")
 _HEADER_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 
-PING = encode_json({"type": "ping", "requestId": ""})
+PING_JSON = encode_json({"type": "ping", "requestId": ""})
 
 
 class Send(msgspec.Struct, frozen=True):
@@ -186,8 +189,44 @@ _OWN_FIELDS = frozenset(["type", "requestId", "headers", "body", "metadata"])
 
 
 def frame(kind: str, request_id: str, **fields: Any) -> bytes:
-    """Encode a frame of the server's."""
-    return encode_json({"type": kind, "requestId": request_id, **fields})
+    """Encode a frame of the server's, as a message."""
+    return text_message(encode_json({"type": kind, "requestId": request_id, **fields}))
+
+
+def message_head(size: int, first: int = 0x81) -> bytes:
+    """Return how a message of so many bytes begins.
+
+    Args:
+        size: of its payload.
+        first: its first byte; else that of a whole text, which is not compressed.
+    """
+    if size < 126:
+        return b"%c%c" % (first, size)
+    if size < 1 << 16:
+        return b"%c\x7e%b" % (first, size.to_bytes(2, "big"))
+    return b"%c\x7f%b" % (first, size.to_bytes(8, "big"))
+
+
+USUAL = 1024
+HEADS = tuple(message_head(size) for size in range(USUAL))
+"""How texts of fewer than `USUAL` bytes begin: a turn's end may bring a hundred thousand of them."""
+
+
+def text_message(text: bytes) -> bytes:
+    """Return a text message as a server sends it."""
+    return (HEADS[len(text)] if len(text) < USUAL else message_head(len(text))) + text
+
+
+def payloads(messages: bytes) -> Iterator[bytes]:
+    """Return what is in messages that `text_message` has made; of a ping between them, nothing."""
+    at = 0
+    while at < len(messages):
+        size, start = messages[at + 1], at + 2
+        if size > 125:
+            width = 2 if size == 126 else 8
+            size, start = int.from_bytes(messages[start : start + width], "big"), start + width
+        at = start + size
+        yield messages[start:at]
 
 
 def chunk_head(request_id: str) -> bytes:
@@ -195,16 +234,10 @@ def chunk_head(request_id: str) -> bytes:
     return b'{"type":"chunk","requestId":%b,"sequence":' % encode_json(request_id)
 
 
-def event_head(event: str, request_id: str) -> bytes:
-    """Return how every event frame of that name and request begins, up to its data."""
-    return b'{"type":"event","requestId":%b,"event":%b,"data":' % (
-        encode_json(request_id),
-        encode_json(event),
-    )
-
-
-CHUNK = b'%b%d,"chunk":%b,"position":"%b"}\n'
-"""A chunk frame and a line feed: the head, the sequence, the chunk's JSON, the position."""
-CHUNK_WITHOUT_POSITION = b'%b%d,"chunk":%b}\n'
-EVENT = b'%b%b,"position":"%b"}\n'
-"""An event frame and a line feed: the head, the data's JSON, the position."""
+CHUNK = b'%b%d,"chunk":%b,"position":"%b%d"}'
+"""A chunk frame: the head, the sequence, the chunk's JSON, the position's two parts."""
+CHUNK_WITHOUT_POSITION = b'%b%d,"chunk":%b}'
+EVENT = b'{"type":"event","requestId":'
+"""How every event frame begins, up to its request's id."""
+EVENT_CHUNK = b',"event":"chunk","data":%b,"position":"%b%d"}\n'
+"""What follows that id in the frame of a chunk, and a line feed: the chunk's JSON, the position's two parts."""
