@@ -76,14 +76,14 @@ class Hub:
     def __init__(
         self,
         store: Store,
-        nursery: trio.Nursery,
+        tasks: Tasks,
         limits: Limits,
         metrics: Metrics,
         error_text: ErrorText | None,
         recover: Recover | None,
     ) -> None:
         self._store = store
-        self._tasks = Tasks(nursery)
+        self._tasks = tasks
         self._limits = limits
         self._outage = Outage(limits.hub, metrics)
         self._flusher = Flusher(store, limits.hub, metrics, self._outage)
@@ -185,14 +185,8 @@ class Hub:
                 if history is None:
                     return await self._replica(record)
                 # From here to the end nothing awaits, so a turn that is in the store has its runner.
-                runner = Runner(
-                    record,
-                    self._options,
-                    orphan_grace_s=self._limits.turn.orphan_grace_s
-                    if orphan_grace_s is None
-                    else orphan_grace_s,
-                    history=history,
-                )
+                grace_s = self._limits.turn.orphan_grace_s if orphan_grace_s is None else orphan_grace_s
+                runner = Runner(record, self._options, orphan_grace_s=grace_s, history=history)
                 runner.begin(lambda grammar: decisions(messages[-1], grammar))
                 turn = Turn(runner, chat_id, record.turn_id, tuple(messages), dict(body or {}), request)
                 handle = self._start(runner, producer, turn)
@@ -388,13 +382,15 @@ async def open_hub(
         trio.open_nursery() as flusher_nursery,
     ):
         async with trio.open_nursery() as turn_nursery:
-            hub = Hub(store, turn_nursery, limits, metrics, error_text, recover)
+            tasks = Tasks(turn_nursery)
+            await turn_nursery.start(tasks.run)
+            hub = Hub(store, tasks, limits, metrics, error_text, recover)
             flusher_nursery.start_soon(hub._flusher.run)
             flusher_nursery.start_soon(hub._fan_out.run)
             flusher_nursery.start_soon(hub._leases.keep, hub._abandoned.look_after)
             flusher_nursery.start_soon(hub._peers.run)
-            hub._tasks.start_soon(hub._replicas.run, name="replicas")
+            tasks.start_soon(hub._replicas.run, name="replicas")
             yield hub
             hub.draining.begin()
-            turn_nursery.cancel_scope.cancel("the hub is closing")
+            tasks.cancel()
         flusher_nursery.cancel_scope.cancel("the hub is closed")

@@ -1,4 +1,4 @@
-"""What runs in a hub. Its nursery is also round the block of whoever opened the hub, and so it is never cancelled for them."""
+"""What runs in a hub, in a nursery of its own: the one round the block of whoever opened the hub is never cancelled for it."""
 
 from __future__ import annotations
 
@@ -8,33 +8,40 @@ import trio
 
 
 class Tasks:
-    """The tasks of a hub's turns, which end together.
+    """The tasks of a hub's turns, which end together. `run` holds them.
 
     Args:
-        nursery: where they run.
+        around: where `run` runs, and what comes too late.
     """
 
-    def __init__(self, nursery: trio.Nursery) -> None:
-        self._nursery = nursery
-        self._scopes: set[trio.CancelScope] = set()
+    def __init__(self, around: trio.Nursery) -> None:
+        self._around = around
+        self._nursery: trio.Nursery
         self._cancelled = False
+
+    async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
+        """Hold the tasks until they are cancelled."""
+        async with trio.open_nursery() as self._nursery:
+            task_status.started()
+            try:
+                await trio.sleep_forever()
+            finally:
+                self._cancelled = True
 
     def start_soon(self, function: Callable[..., Awaitable[object]], *args: object, name: str) -> None:
         """Run a function. After `cancel` it is cancelled at its first checkpoint."""
-        self._nursery.start_soon(self._run, function, args, name=name)
+        if self._cancelled:
+            self._around.start_soon(_run_cancelled, function, args, name=name)
+        else:
+            self._nursery.start_soon(function, *args, name=name)
 
     def cancel(self) -> None:
         """Cancel all that run, and all that are yet to come."""
         self._cancelled = True
-        for scope in self._scopes:
-            scope.cancel("the hub is closing")
+        self._nursery.cancel_scope.cancel("the hub is closing")
 
-    async def _run(self, function: Callable[..., Awaitable[object]], args: tuple[object, ...]) -> None:
-        with trio.CancelScope() as scope:
-            self._scopes.add(scope)
-            try:
-                if self._cancelled:
-                    scope.cancel("the hub is closing")
-                await function(*args)
-            finally:
-                self._scopes.discard(scope)
+
+async def _run_cancelled(function: Callable[..., Awaitable[object]], args: tuple[object, ...]) -> None:
+    with trio.CancelScope() as scope:
+        scope.cancel("the hub is closing")
+        await function(*args)

@@ -86,6 +86,8 @@ def query_parameter(scope: Scope, name: str) -> str | None:
     Raises:
         HttpError: if the query has too many parameters.
     """
+    if not scope["query_string"]:
+        return None
     try:
         query = parse_qs(scope["query_string"].decode("latin-1"), max_num_fields=100)
     except ValueError:
