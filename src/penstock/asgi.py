@@ -34,7 +34,7 @@ class DirectStream(Protocol):
     def disconnect(self) -> dict[str, Any] | None:
         """The ASGI message that says how the client left; None while it is here."""
 
-    def start(self, status: int, headers: Iterable[tuple[bytes, bytes]], data: bytes) -> bool:
+    def start(self, send: object, status: int, headers: Iterable[tuple[bytes, bytes]], data: bytes) -> bool:
         """Start the response, with the first piece of its body, without waiting; False, and it is for `send`, where it can't."""
 
     def end(self, data: bytes) -> bool:

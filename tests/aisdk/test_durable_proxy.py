@@ -257,7 +257,7 @@ async def test_the_proxy_is_killed_and_comes_back(route: str, version: Any, tmp_
     async with trio.open_nursery() as nursery:
         async with serving() as (url, process):
             nursery.start_soon(use, url)
-            await until_written(f"{url}/{chat_id}", 30)
+            await until_written(f"{url}/{chat_id}", 60)
             process.kill()
             await process.wait()
         await until_aborted(route, chat_id)
@@ -273,7 +273,7 @@ async def test_the_proxy_is_killed_and_comes_back(route: str, version: Any, tmp_
     assert same_page["messages"] == reloaded["messages"] == new_page["messages"]
     words = new_page["messages"][-1]["parts"][-1]["text"].split()
     assert words == [str(number) for number in range(len(words))]
-    assert 30 <= len(words) < 900
+    assert 30 <= len(words) < 900, "who is asked before it dies may know a flush more than what was stored"
 
 
 async def until_written(url: str, count: int) -> None:

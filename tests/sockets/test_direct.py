@@ -616,3 +616,57 @@ async def test_a_callback_may_abort_and_write_and_ends_nothing_else() -> None:
         await wait_for(lambda: server.metrics.get("server_connections") == 0)
         assert server.metrics.get("server_connection_errors") == 0
     assert calls == ["gone"]
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+async def test_what_an_app_is_wrapped_in_sees_how_each_response_starts_and_ends(wrapped: bool) -> None:
+    """As of any ASGI server: else its headers, its logs and its clean-up were missing."""
+    seen: list[str] = []
+    taken: list[bool] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        stream = direct_of(scope)
+        taken.append(stream.start(send, 200, [(b"x-app", b"1")], b"first "))
+        if not taken[-1]:
+            await send({"type": "http.response.start", "status": 200, "headers": [(b"x-app", b"1")]})
+            assert stream.write(b"first ")
+        assert stream.write(b"second ")
+        taken.append(stream.end(b"third"))
+        if not taken[-1]:
+            await send({"type": "http.response.body", "body": b"third", "more_body": False})
+
+    async def outer(scope: Scope, receive: Receive, send: Send) -> None:
+        async def noting(message: dict[str, Any]) -> None:
+            seen.append(message["type"])
+            if message["type"] == "http.response.start":
+                message["headers"].append((b"x-outer", b"2"))
+            await send(message)
+
+        await app(scope, receive, noting)
+
+    async with open_server(outer if wrapped else app) as server:
+        client = await server.connect()
+        for _ in range(2):  # the connection stays
+            await client.send(GET)
+            _, headers, body = await client.read_response()
+            assert body == b"first second third"
+            assert headers["x-app"] == "1"
+            assert ("x-outer" in headers) is wrapped
+    assert taken == [not wrapped] * 4
+    assert seen == ["http.response.start", "http.response.body"] * (2 if wrapped else 0)
+
+
+async def test_a_start_that_waits_is_for_send() -> None:
+    """Under HTTP/1.0, for a HEAD, and while earlier bytes wait, nothing is taken."""
+    taken: list[bool] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        taken.append(direct_of(scope).start(send, 200, [], b"body"))
+        assert not direct_of(scope).end(b"")
+        await respond(send, b"plain")
+
+    async with open_server(app) as server:
+        for request in (b"GET / HTTP/1.0\r\n\r\n", b"HEAD / HTTP/1.1\r\nhost: test\r\n\r\n"):
+            client = await server.connect(request)
+            await client.read_until(b"\r\n\r\n")
+    assert taken == [False, False]

@@ -106,7 +106,7 @@ class AsgiTransport:
 
     def start_nowait(self, opening: bytes) -> bool:
         """See `Transport.start_nowait`."""
-        if self._stream is None or not self._stream.start(200, self._headers, opening):
+        if self._stream is None or not self._stream.start(self._send, 200, self._headers, opening):
             return False
         self._started()
         return True
@@ -140,9 +140,7 @@ class AsgiTransport:
 
     async def finish(self, ending: bytes, reason: CloseReason) -> None:
         """See `Transport.finish`."""
-        if ending:
-            await self.write(ending)
-        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+        await self._send({"type": "http.response.body", "body": ending, "more_body": False})
 
     def abort(self) -> None:
         """See `Transport.abort`."""

@@ -9,7 +9,8 @@ On a WebSocket, once it is accepted, `write` takes text messages in the form tha
 `pong_wait_s` is hung up. Where compression was agreed upon, long messages are compressed.
 
 A system call is the dearest part of a short answer, and a task the next. So `start` and `end` do what `send` does at both
-ends of a response, each together with a piece of the body, in one write and without waiting.
+ends of a response, each together with a piece of the body, in one write and without waiting. Where an app is wrapped in
+something that has put a `send` of its own in between, it is to see both, and they refuse.
 
 Under TLS, over HTTP/1.0, for a response whose length was announced, and on a WebSocket over HTTP/2, `direct` is False and
 only `ping`, `abort` and `on_gone` are of use.
@@ -35,7 +36,7 @@ class BodyWriter(Protocol):
     direct: bool
     """Whether a chunked body or a WebSocket is under way, in clear text."""
 
-    def start(self, status: int, headers: Headers, data: bytes) -> bool:
+    def start(self, send: object, status: int, headers: Headers, data: bytes) -> bool:
         """Start the response; see `DirectStream.start`."""
 
     def end(self, data: bytes) -> bool:
@@ -133,24 +134,31 @@ class DirectStream:
             self._body.ping_sent()
         return True
 
-    def start(self, status: int, headers: Headers, data: bytes) -> bool:
+    def start(self, send: object, status: int, headers: Headers, data: bytes) -> bool:
         """Start the response, with the first piece of its body, instead of a `send`.
 
+        Args:
+            send: what the app was given.
+            status: of the response.
+            headers: of the response.
+            data: the first piece; it may be empty.
+
         Returns:
-            Whether it did, and is `direct` now. Else nothing was taken, and it is for `send`: a response that can't be
-            direct, and one on a socket where earlier bytes wait.
+            Whether it did, and is `direct` now. Else nothing was taken, and it is for `send`: where that is not the
+            server's own, for a response that can't be direct, and on a socket where earlier bytes wait.
 
         Raises:
             ClientGoneError: the client has left.
             ValueError: a header that can't be sent.
         """
-        return self._body.start(status, headers, data)
+        return self._body.start(send, status, headers, data)
 
     def end(self, data: bytes) -> bool:
         """End the response, with the last piece of its body, instead of a `send`.
 
         Returns:
-            Whether it did. Else nothing was taken, and it is for `send`, as while earlier bytes wait.
+            Whether it did. Else nothing was taken, and it is for `send`: the end of a response that `send` has started,
+            and while earlier bytes wait.
 
         Raises:
             ClientGoneError: the client has left.

@@ -52,7 +52,7 @@ class Client(Protocol):
 class Exchange:
     """A request whose app runs."""
 
-    __slots__ = ("_client", "inbox", "request", "response")
+    __slots__ = ("_client", "_past_send", "inbox", "request", "response")
 
     def __init__(self, client: Client, request: Request, inbox: Inbox) -> None:
         self.request = request
@@ -61,6 +61,8 @@ class Exchange:
         self.response: Response | None = None
         """What is said to the client, once anything is."""
         self._client = client
+        self._past_send = False
+        """Whether it was started without `send`, and so may end."""
 
     async def send(self, message: Message) -> None:
         """Take what the app says. Cancellation: what was taken is sent all the same.
@@ -90,24 +92,24 @@ class Exchange:
         else:
             raise RuntimeError(f"an app can't say {kind!r} now")
 
-    def start_nowait(self, status: int, headers: Headers, data: bytes) -> bool:
+    def start_nowait(self, send: object, status: int, headers: Headers, data: bytes) -> bool:
         """See `DirectStream.start`."""
         self._check()
-        if self.response is not None or not self._client.clear:
+        if send != self.send or self.response is not None or not self._client.clear:
             return False
         response = Response(self.request)
         head = response.head(status, headers, closes=self._client.closes)
         if not response.chunked or not self._client.socket.write_nowait(head + response.body(data)):
             return False
         self.response = response
-        self._client.direct = True
+        self._client.direct = self._past_send = True
         return True
 
     def end_nowait(self, data: bytes) -> bool:
         """See `DirectStream.end`."""
         self._check()
         response = self.response
-        if response is None or not self._client.direct:
+        if response is None or not self._past_send:
             return False
         if not self._client.socket.write_nowait(response.body(data) + response.end()):
             response.ended = False

@@ -236,9 +236,9 @@ class Http1:
         peer.apps.start(peer.service.app, scope, inbox, exchange.send, exchange.end)
         return exchange
 
-    def start(self, status: int, headers: Headers, data: bytes) -> bool:
+    def start(self, send: object, status: int, headers: Headers, data: bytes) -> bool:
         """See `DirectStream.start`."""
-        return self._exchange is not None and self._exchange.start_nowait(status, headers, data)
+        return self._exchange is not None and self._exchange.start_nowait(send, status, headers, data)
 
     def end(self, data: bytes) -> bool:
         """See `DirectStream.end`."""

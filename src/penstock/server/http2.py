@@ -80,7 +80,7 @@ class Tunnel:
         self._websocket = websocket
         self._inbox = inbox
 
-    def start(self, status: int, headers: Headers, data: bytes) -> bool:
+    def start(self, send: object, status: int, headers: Headers, data: bytes) -> bool:
         """Refuse: it is a WebSocket."""
         return False
 
