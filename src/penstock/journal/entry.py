@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
 from penstock.wire.chunks import AnyChunk
 
 FRAME = b"id: %b%d\ndata: %b\n\n"
 """What `wire.sse.chunk_frame` makes of an id and its JSON, with the id's two halves put together on the way."""
+_LINES = b"%d\ndata: %b"
 
 
 class Entry(msgspec.Struct, gc=False):
@@ -33,3 +36,14 @@ class Entry(msgspec.Struct, gc=False):
     def frame(self) -> bytes:
         """The entry as one server-sent event, with its position as the id."""
         return FRAME % (self.id_prefix, self.offset, self.json)
+
+
+def frames(entries: Sequence[Entry]) -> bytes:
+    """Return the frames of entries of one tail. Where their ids begin alike, what is between them is put in once for all."""
+    if not entries:
+        return b""
+    prefix = entries[0].id_prefix
+    if prefix is not entries[-1].id_prefix:  # its owner has changed in between
+        return b"".join([entry.frame for entry in entries])
+    lines = (b"\n\nid: " + prefix).join([_LINES % (entry.offset, entry.json) for entry in entries])
+    return b"id: %b%b\n\n" % (prefix, lines)

@@ -77,9 +77,13 @@ class Subscription:
 
     def next_batch_nowait(self, max_entries: int) -> list[Entry]:
         """Return what is there, possibly nothing, and move past it."""
-        batch = self._tail.entries[self.next_offset : self.next_offset + max_entries]
+        tail = self._tail
+        batch = tail.entries[self.next_offset : self.next_offset + max_entries]
         self.next_offset += len(batch)
-        self.taken_bytes += sum(len(entry.json) for entry in batch)
+        if self.lag:
+            self.taken_bytes += sum(len(entry.json) for entry in batch)
+        else:
+            self.taken_bytes = tail.bytes
         return batch
 
     async def next_batch(self, max_entries: int) -> list[Entry]:

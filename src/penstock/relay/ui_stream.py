@@ -248,8 +248,8 @@ class UiStreamTranslator:
                 self._steps += 1
                 return chunk if self._steps == 1 else None
             case FinishStep():
-                self._steps -= 1
-                return None if self._steps > 0 else chunk
+                self._steps = max(0, self._steps - 1)
+                return None if self._steps else chunk
             case ToolInputStart() | ToolInputAvailable() | ToolInputError():
                 dynamic = self._dynamic.setdefault(chunk.tool_call_id, chunk.dynamic is True)
                 if isinstance(chunk, ToolInputError):

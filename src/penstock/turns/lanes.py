@@ -47,7 +47,7 @@ class _LaneSink:
         self._grammar.apply(chunk)
         return self._runner.write_nowait(self._wrapped(chunk))
 
-    def write_all_nowait(self, chunks: Sequence[AnyChunk]) -> bool:
+    def write_all_nowait(self, chunks: Sequence[AnyChunk], *, uniform: bool = False) -> bool:
         due = False
         for chunk in chunks:
             due = self.write_nowait(chunk) or due

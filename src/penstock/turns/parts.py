@@ -67,8 +67,8 @@ class Sink(Protocol):
     def write_nowait(self, chunk: AnyChunk) -> bool:
         """Write a chunk without a checkpoint, and return whether a `pause` is due."""
 
-    def write_all_nowait(self, chunks: Sequence[AnyChunk]) -> bool:
-        """Write chunks without a checkpoint, and return whether a `pause` is due."""
+    def write_all_nowait(self, chunks: Sequence[AnyChunk], *, uniform: bool = False) -> bool:
+        """Write chunks without a checkpoint, and return whether a `pause` is due; `uniform` as `encode_deltas` has it."""
 
     async def write(self, chunk: AnyChunk) -> None:
         """Write a chunk."""
@@ -143,7 +143,8 @@ class TextPart:
         rest = iter(deltas)
         while pieces := list(islice(rest, PIECES)):
             chunks = [self._delta(id=self._id, delta=piece) for piece in pieces if piece]
-            if self._sink.write_all_nowait(chunks):
+            # The id is a string: else the part could not have begun.
+            if self._sink.write_all_nowait(chunks, uniform=set(map(type, pieces)) == {str}):
                 await self._sink.pause()
 
 

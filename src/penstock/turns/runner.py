@@ -178,14 +178,14 @@ class Runner:
         tail.append(chunk, json)
         return self._flushed_or_due()
 
-    def write_all_nowait(self, chunks: Sequence[AnyChunk]) -> bool:
-        """Like `write_nowait` for each of them, and as that up to the first that is refused. Deltas are quicker so."""
+    def write_all_nowait(self, chunks: Sequence[AnyChunk], *, uniform: bool = False) -> bool:
+        """Like `write_nowait` for each, and as that up to the first that is refused. Deltas are quicker so; see `encode_deltas`."""
         if not chunks:
             return False
         if self._end is not None:
             raise TurnSealedError("the turn has ended")
         tail = self.tail
-        jsons = encode_deltas(chunks)
+        jsons = encode_deltas(chunks, uniform=uniform)
         if jsons is None or tail.bytes + sum(map(len, jsons)) > self._limits.turn_bytes:
             due = False
             for chunk in chunks:

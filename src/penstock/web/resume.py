@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from penstock.asgi import Scope
 from penstock.errors import RemoteProtocolError
-from penstock.journal.entry import FRAME, Entry
+from penstock.journal.entry import Entry, frames
 from penstock.journal.fan_out import Render
 from penstock.journal.position import Position
 from penstock.journal.store import TurnState
@@ -124,14 +124,7 @@ def renderer(version: SdkVersion, skip: int | None = None) -> Render:
 @cache
 def _renderer(version: SdkVersion) -> Render:
     def render(entries: Sequence[Entry]) -> bytes:
-        # As `Entry.frame`, without a call for each of what may be a hundred thousand.
-        return b"".join(
-            [
-                FRAME % (entry.id_prefix, entry.offset, entry.json)
-                for entry in entries
-                if entry.spoken_from <= version
-            ]
-        )
+        return frames([entry for entry in entries if entry.spoken_from <= version])
 
     return render
 

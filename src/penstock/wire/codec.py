@@ -16,6 +16,7 @@ import re
 import sys
 from collections.abc import Sequence
 from enum import Enum
+from operator import attrgetter
 from typing import Any, TypeVar, get_args
 
 import msgspec
@@ -35,6 +36,8 @@ _LATER_FINISH_REASONS = ("interrupted", "unknown")
 
 _FLAT = frozenset([str, bool, type(None), UnsetType])
 """Fields of these types have a JSON form and nothing inside."""
+_ID, _DELTA, _PROVIDER_METADATA = attrgetter("id"), attrgetter("delta"), attrgetter("provider_metadata")
+_TOOL_CALL_ID, _INPUT_TEXT_DELTA = attrgetter("tool_call_id"), attrgetter("input_text_delta")
 _DOUBLE_MAX = sys.float_info.max
 _SHORT_NAME = re.compile(r"[a-z0-9-]{1,64}")
 _WRONG_VALUE = re.compile(r".* - at `\$\.?([\w.\[\]]{1,200})`", re.DOTALL)
@@ -81,34 +84,37 @@ def encode(chunk: AnyChunk, *, limits: WireLimits = WIRE) -> bytes:
     return json
 
 
-def encode_deltas(chunks: Sequence[AnyChunk]) -> list[bytes] | None:
+def encode_deltas(chunks: Sequence[AnyChunk], *, uniform: bool = False) -> list[bytes] | None:
     """Encode chunks as `encode` does, in half the time, if they are deltas of one part and `encode` refuses none.
 
     For anything else it returns None.
+
+    Args:
+        chunks: at least one.
+        uniform: whether they are known to be deltas of one part whose fields are strings, and nothing else.
     """
-    kinds = set(map(type, chunks))
     try:
-        if kinds == {TextDelta} or kinds == {ReasoningDelta}:
-            fields = {
-                (type(chunk.id), type(chunk.delta), type(chunk.provider_metadata), chunk.id)  # type: ignore[union-attr]
-                for chunk in chunks
-            }
-            if len(fields) != 1 or next(iter(fields))[:3] != (str, str, UnsetType):
-                return None
-        elif kinds == {ToolInputDelta}:
-            inputs = {
-                (type(chunk.tool_call_id), type(chunk.input_text_delta), chunk.tool_call_id)  # type: ignore[union-attr]
-                for chunk in chunks
-            }
-            if len(inputs) != 1 or next(iter(inputs))[:2] != (str, str):
-                return None
-        else:
+        if not uniform and not _are_uniform(chunks):
             return None
         # No JSON has a raw line feed in it.
         jsons = _write_lines(chunks).split(b"\n")[:-1]
     except (TypeError, ValueError):
         return None
     return jsons if max(map(len, jsons)) <= WIRE.chunk_bytes else None
+
+
+def _are_uniform(chunks: Sequence[AnyChunk]) -> bool:
+    # In loops of C: there may be many.
+    kinds = set(map(type, chunks))
+    if kinds == {TextDelta} or kinds == {ReasoningDelta}:
+        ids, texts = list(map(_ID, chunks)), map(_DELTA, chunks)
+        if set(map(type, map(_PROVIDER_METADATA, chunks))) != {UnsetType}:
+            return False
+    elif kinds == {ToolInputDelta}:
+        ids, texts = list(map(_TOOL_CALL_ID, chunks)), map(_INPUT_TEXT_DELTA, chunks)
+    else:
+        return False
+    return set(map(type, ids)) == {str} and len(set(ids)) == 1 and set(map(type, texts)) == {str}
 
 
 def encode_json(value: object) -> bytes:
