@@ -389,7 +389,8 @@ async def open_connection(
                 keepalive.discard(connection)
                 connection.close(CloseReason.cancelled)
                 nursery.cancel_scope.cancel("the connection is closed")
-                await connection._callbacks.run(connection.close_reason or CloseReason.cancelled)
+                # Each is shielded, and has a deadline.
+                await connection._callbacks.run(connection.close_reason or CloseReason.cancelled)  # noqa: ASYNC102
     finally:
         metrics.gauge("connections_open", -1)
     if failure is not None:

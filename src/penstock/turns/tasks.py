@@ -19,7 +19,7 @@ class Tasks:
         self._nursery: trio.Nursery
         self._cancelled = False
 
-    async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
+    async def run(self, *, task_status: trio.TaskStatus[None]) -> None:  # noqa: ASYNC114  # the linter's list has bare names
         """Hold the tasks until they are cancelled."""
         async with trio.open_nursery() as self._nursery:
             task_status.started()
