@@ -184,7 +184,7 @@ def test_who_waits_for_others_waits_from_when_it_was_due() -> None:
     assert (result.started, result.finished, result.errors) == (20, 20, {})
     # The last one came at 475 ms, and was served after 20 times 40 ms; on a busy machine, later.
     assert 300 < result.times["turn"].max < 1_000
-    assert result.times["turn"].p50 > 150
+    assert result.times["turn"].p50 > 100
     assert few.errors["not started"] + few.started == 20
     assert few.errors["not started"] >= 5
 
