@@ -8,7 +8,7 @@ import msgspec
 
 from penstock.wire.chunks import AnyChunk
 
-FRAME = b"id: %b%d\ndata: %b\n\n"
+_FRAME = b"id: %b%d\ndata: %b\n\n"
 """What `wire.sse.chunk_frame` makes of an id and its JSON, with the id's two halves put together on the way."""
 _LINES = b"%d\ndata: %b"
 
@@ -35,7 +35,7 @@ class Entry(msgspec.Struct, gc=False):
     @property
     def frame(self) -> bytes:
         """The entry as one server-sent event, with its position as the id."""
-        return FRAME % (self.id_prefix, self.offset, self.json)
+        return _FRAME % (self.id_prefix, self.offset, self.json)
 
 
 def frames(entries: Sequence[Entry]) -> bytes:

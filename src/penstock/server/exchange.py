@@ -75,7 +75,7 @@ class Exchange:
         if self.inbox.ended:
             # The checkpoint is for an app that swallows the error and tries again, for ever.
             await trio.lowlevel.checkpoint()
-            raise ClientGoneError("the client has left, or has the whole response")
+            self._check()
         kind, response = message["type"], self.response
         if kind == "http.response.start" and response is None:
             await self._begin(int(message["status"]), message.get("headers", ()))

@@ -144,9 +144,9 @@ class _Rest:
             if self._skip and entry.offset >= self._first_offset:
                 self._skip -= 1
                 self._first_offset = entry.offset + 1
-        return b"".join(
+        return frames(
             [
-                entry.frame
+                entry
                 for entry in spoken
                 if entry.offset >= self._first_offset or isinstance(entry.chunk, Error)
             ]
